@@ -1,0 +1,18 @@
+"""Arguments: declared in `fields`, read by `parse`, checked in `checks`. Nothing here imports torch."""
+
+from stylegen.config.checks import check_arguments, resolve_arguments
+from stylegen.config.errors import UsageError, run_command
+from stylegen.config.fields import GenerateArguments, TrainArguments
+from stylegen.config.parse import dump_arguments, parse_arguments, read_preset
+
+__all__ = [
+    "GenerateArguments",
+    "TrainArguments",
+    "UsageError",
+    "check_arguments",
+    "dump_arguments",
+    "parse_arguments",
+    "read_preset",
+    "resolve_arguments",
+    "run_command",
+]

@@ -1,0 +1,188 @@
+"""What cannot work is refused here, before anything heavy is imported; then open values get their defaults."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from stylegen.config.errors import UsageError
+from stylegen.config.fields import TRACKERS, GenerateArguments, TrainArguments
+
+# Names under which architectures keep the number of positions they can attend to.
+POSITION_KEYS = ("max_position_embeddings", "n_positions", "n_ctx")
+
+_AT_LEAST_ONE = (
+    "vocab_size", "block_size", "max_train_samples", "max_eval_samples", "preprocessing_num_workers",
+    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+    "total_batch_size", "logging_steps", "eval_steps", "checkpointing_steps", "save_total_limit", "sample_steps",
+    "sample_max_new_tokens", "early_stopping_patience", "num_return_sequences", "max_new_tokens", "num_beams",
+    "batch_size",
+)  # fmt: skip
+_NOT_NEGATIVE = (
+    "max_train_steps", "num_warmup_steps", "weight_decay", "adam_epsilon", "max_grad_norm", "seed",
+    "sample_temperature", "temperature", "top_k",
+)  # fmt: skip
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **{name: (lambda value: value >= 1, "at least 1") for name in _AT_LEAST_ONE},
+    **{name: (lambda value: value >= 0, "0 or more") for name in _NOT_NEGATIVE},
+    "num_train_epochs": (lambda value: value > 0, "above 0"),
+    "learning_rate": (lambda value: value > 0, "above 0"),
+    "repetition_penalty": (lambda value: value > 0, "above 0"),
+    "validation_split_percentage": (lambda value: 0 < value < 100, "between 0 and 100"),
+    "adam_beta1": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "adam_beta2": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "top_p": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    "min_p": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+}
+
+
+def check_arguments(arguments: TrainArguments | GenerateArguments) -> None:
+    """Raise UsageError for values out of range and for combinations that cannot work."""
+    for name, (is_valid, expected) in _RANGES.items():
+        value = getattr(arguments, name, None)
+        if value is not None and not isinstance(value, str) and not is_valid(value):
+            raise UsageError(f"{name} is {value}, but must be {expected}")
+    if isinstance(arguments, TrainArguments):
+        _check_training(arguments)
+    else:
+        _check_writing(arguments)
+
+
+def resolve_arguments(arguments: TrainArguments, world_size: int) -> TrainArguments:
+    """Give open values their defaults, all but those that need the model or the hardware.
+
+    Raises UsageError if the batch sizes do not agree with each other and with `world_size`.
+    """
+    scratch = arguments.model_name_or_path is None
+    steps_of_batch, total = _batch_sizes(arguments, world_size)
+    new_tokenizer = scratch and arguments.tokenizer_name is None
+    split = 5.0 if arguments.validation_split_percentage is None else arguments.validation_split_percentage
+    return dataclasses.replace(
+        arguments,
+        model_type=(arguments.model_type or "gpt2") if scratch and not arguments.config_name else None,
+        train_tokenizer=(arguments.train_tokenizer or "bpe") if new_tokenizer else None,
+        validation_split_percentage=None if arguments.validation_file else split,
+        num_train_epochs=(arguments.num_train_epochs or 3.0) if arguments.max_train_steps is None else None,
+        learning_rate=arguments.learning_rate or (1e-3 if scratch else 5e-5),
+        gradient_accumulation_steps=steps_of_batch,
+        total_batch_size=total,
+        report_to=_tracker_names(arguments.report_to),
+        resume_from_checkpoint={"true": "auto", "false": "never"}.get(
+            arguments.resume_from_checkpoint.lower(), arguments.resume_from_checkpoint
+        ),
+        run_name=arguments.run_name or arguments.output_path.resolve().name,
+    )
+
+
+def differences(old: dict[str, Any], new: TrainArguments) -> list[str]:
+    """`name: old -> new` for each argument that decides what past steps were and is not the same now."""
+    rows = []
+    for field in dataclasses.fields(new):
+        before, after = (old.get(field.name) or None, getattr(new, field.name) or None)
+        if field.name in old and not field.metadata["free"] and before != after:
+            rows.append(f"{field.name}: {before} -> {after}")
+        elif field.name not in old and not field.metadata["free"] and after not in (None, field.default):
+            rows.append(f"{field.name}: not set -> {after}")
+    return rows
+
+
+def positions_of(config: dict[str, Any]) -> int | None:
+    """How many positions a model can attend to, from the keys of its configuration; None if it does not say."""
+    return next((int(config[key]) for key in POSITION_KEYS if isinstance(config.get(key), int)), None)
+
+
+def _check_training(arguments: TrainArguments) -> None:
+    if not arguments.train_file and not arguments.dataset_name:
+        raise UsageError("no text to train on; give --train_file FILE (or a folder or glob) or --dataset_name NAME")
+    if arguments.vocab_size is not None and arguments.vocab_size < 257 and arguments.train_tokenizer != "char":
+        raise UsageError(f"vocab_size is {arguments.vocab_size}, but byte-level BPE needs 257 or more (256 bytes, <|endoftext|>)")
+    _check_positions(arguments)
+    _tracker_names(arguments.report_to)
+    _check_writable(arguments.output_path, "output_dir")
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    _batch_sizes(arguments, world_size)
+
+
+def _check_positions(arguments: TrainArguments) -> None:
+    config, source = arguments.config_overrides, "config_overrides"
+    if arguments.model_name_or_path and (path := Path(arguments.model_name_or_path) / "config.json").is_file():
+        try:
+            config, source = json.loads(path.read_text(encoding="utf-8")), str(path)
+        except ValueError:
+            raise UsageError(f"{path} is not valid JSON; the model folder is damaged") from None
+    positions = positions_of(config)
+    if positions and arguments.block_size and arguments.block_size > positions:
+        raise UsageError(
+            f"block_size is {arguments.block_size}, but the model has {positions} positions ({source}); "
+            f"use --block_size {positions} or less"
+        )
+
+
+def _batch_sizes(arguments: TrainArguments, world_size: int) -> tuple[int, int]:
+    """(gradient_accumulation_steps, total_batch_size), each derived from the other if need be."""
+    per_pass = arguments.per_device_train_batch_size * world_size
+    accumulation, total = arguments.gradient_accumulation_steps, arguments.total_batch_size
+    if total is None:
+        return accumulation or 1, per_pass * (accumulation or 1)
+    sizes = f"per_device_train_batch_size {arguments.per_device_train_batch_size} x {world_size} processes"
+    if accumulation is not None and accumulation * per_pass != total:
+        raise UsageError(
+            f"total_batch_size is {total}, but {sizes} x gradient_accumulation_steps {accumulation} = "
+            f"{accumulation * per_pass}; leave one of them out"
+        )
+    if total % per_pass:
+        below, above = total // per_pass * per_pass, (total // per_pass + 1) * per_pass
+        nearest = f"{below} or {above}" if below else f"{above}"
+        raise UsageError(
+            f"total_batch_size {total} is not a multiple of {sizes} = {per_pass}; the nearest that work: {nearest}"
+        )
+    return total // per_pass, total
+
+
+def _tracker_names(names: list[str]) -> list[str]:
+    """Trackers to start. Raises UsageError for one that is unknown or not installed."""
+    if names in ([], ["none"]):
+        return []
+    if names == ["all"]:
+        return [name for name in TRACKERS if importlib.util.find_spec(name)]
+    for name in names:
+        if name not in TRACKERS:
+            raise UsageError(f"report_to is '{name}', but must be none, all, or some of {', '.join(TRACKERS)}")
+        if not importlib.util.find_spec(name):
+            raise UsageError(f"report_to asks for {name}, which is not installed; pip install {name}")
+    return names
+
+
+def _check_writing(arguments: GenerateArguments) -> None:
+    if not arguments.checkpoint:
+        raise UsageError("which model? python generate.py CHECKPOINT, a run directory, a checkpoint or a model folder")
+    if arguments.prompt and arguments.prompt_file:
+        raise UsageError("the command line gives both prompt and prompt_file; they exclude each other, leave one out")
+    if arguments.num_beams > 1 and arguments.temperature > 0:
+        raise UsageError("num_beams searches and does not draw; add --temperature 0, or leave num_beams out")
+    if arguments.temperature == 0 and arguments.num_return_sequences > max(arguments.num_beams, 1):
+        raise UsageError(
+            f"temperature 0 writes the same text {arguments.num_return_sequences} times; use a temperature above 0, "
+            f"or --num_beams {arguments.num_return_sequences}"
+        )
+    if arguments.output and Path(arguments.output).suffix not in (".txt", ".jsonl"):
+        raise UsageError(f"output is {arguments.output}, but must end in .txt or .jsonl")
+    if arguments.output and Path(arguments.output).is_dir():
+        raise UsageError(f"output {arguments.output} is a folder; give a file name")
+    if arguments.output:
+        _check_writable(Path(arguments.output).parent, "the folder of output")
+    if arguments.stream and arguments.num_beams > 1:
+        raise UsageError("stream cannot show a beam search, which knows its text only at the end; leave one out")
+
+
+def _check_writable(path: Path, name: str) -> None:
+    nearest = path.resolve()
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise UsageError(f"{name} {path} cannot be a folder, {nearest} is a file; choose another place")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UsageError(f"{name} {path} cannot be written ({nearest} is read-only); choose another place")

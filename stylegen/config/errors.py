@@ -1,0 +1,34 @@
+"""What a user's mistake looks like: one line that names the thing and the remedy, exit code 2, no traceback."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+
+class UsageError(ValueError):
+    """Something the user gave cannot work. The message names it and says what to do."""
+
+
+def run_command(command: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
+    """Run one of our commands; returns the exit code (0 done, 1 failed while running, 2 a usage error).
+
+    `--debug` anywhere in `argv` lets the traceback of a usage error through.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return command(arguments) or 0
+    except UsageError as error:
+        if "--debug" in arguments:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except FloatingPointError as error:
+        if "--debug" in arguments:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # The reader of our output has left (`generate.py ... | head`). Python would complain once more when
+        # it flushes stdout at exit, so give it somewhere to flush to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

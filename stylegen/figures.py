@@ -1,0 +1,115 @@
+"""The plots of a run, drawn from the rows of metrics.jsonl."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from stylegen.metrics import weighted_mean
+
+Rows = list[dict[str, Any]]
+TRAINING, VALIDATION, BEST, GREY = "#7a8ba3", "#c2452d", "#1d7a4c", "#5a5a5a"
+
+
+def draw_figures(rows: Rows, folder: Path) -> list[Path]:
+    """Write loss.png, loss_steps.png, accuracy.png and learning_rate.png; returns the paths of those with data."""
+    folder.mkdir(parents=True, exist_ok=True)
+    evaluations = [row for row in rows if "eval/loss" in row]
+    training = [row for row in rows if "train/loss" in row]
+    paths = []
+    if evaluations:
+        paths.append(_loss_by_epoch(training, evaluations, folder / "loss.png"))
+    if training:
+        paths.append(_loss_by_step(training, evaluations, folder / "loss_steps.png"))
+    if evaluations:
+        paths.append(_accuracy(evaluations, folder / "accuracy.png"))
+    if training:
+        paths.append(_learning_rate(training, folder / "learning_rate.png"))
+    return paths
+
+
+def best_evaluation(rows: Rows) -> dict[str, Any] | None:
+    """The evaluation with the lowest loss after training began, the earlier one of equals."""
+    trained = [row for row in rows if "eval/loss" in row and row["train/global_step"] > 0]
+    return min(trained, key=lambda row: row["eval/loss"], default=None)
+
+
+def training_loss_between(training: Rows, after: float, until: float) -> float:
+    """Mean training loss per token over the epochs (after, until]; rows that straddle an end count by their share."""
+    values, weights, previous_epoch, previous_tokens = [], [], 0.0, 0
+    for row in training:
+        epoch, tokens = row["train/epoch"], row["train/tokens_seen"]
+        overlap = min(epoch, until) - max(previous_epoch, after)
+        if overlap > 0 and epoch > previous_epoch:
+            values.append(row["train/loss"])
+            weights.append((tokens - previous_tokens) * overlap / (epoch - previous_epoch))
+        previous_epoch, previous_tokens = epoch, tokens
+    return weighted_mean(values, weights)
+
+
+def _loss_by_epoch(training: Rows, evaluations: Rows, path: Path) -> Path:
+    figure, axes = _axes("Loss by epoch", "epoch", "loss (nats per token)")
+    epochs = [row["train/epoch"] for row in evaluations]
+    spans = list(zip(epochs, epochs[1:], strict=False))
+    means = [(until, training_loss_between(training, after, until)) for after, until in spans]
+    means = [(epoch, loss) for epoch, loss in means if loss == loss]
+    if means:
+        axes.plot(*zip(*means, strict=True), color=TRAINING, marker="o", markersize=4, label="training (mean since the last evaluation)")
+    axes.plot(epochs, [row["eval/loss"] for row in evaluations], color=VALIDATION, marker="o", markersize=4, label="validation")
+    _mark_best(axes, evaluations, "train/epoch", "eval/loss", "{:.4f}")
+    return _save(figure, axes, path)
+
+
+def _loss_by_step(training: Rows, evaluations: Rows, path: Path) -> Path:
+    figure, axes = _axes("Loss by step", "optimizer step", "loss (nats per token)")
+    axes.plot([r["train/global_step"] for r in training], [r["train/loss"] for r in training], color=TRAINING, linewidth=1, label="training")
+    if evaluations:
+        axes.plot([r["train/global_step"] for r in evaluations], [r["eval/loss"] for r in evaluations],
+                  color=VALIDATION, marker="o", markersize=4, label="validation")  # fmt: skip
+        _mark_best(axes, evaluations, "train/global_step", "eval/loss", "{:.4f}")
+    return _save(figure, axes, path)
+
+
+def _accuracy(evaluations: Rows, path: Path) -> Path:
+    figure, axes = _axes("Validation accuracy", "epoch", "next token guessed right")
+    axes.plot([r["train/epoch"] for r in evaluations], [r["eval/accuracy"] for r in evaluations],
+              color=VALIDATION, marker="o", markersize=4, label="validation")  # fmt: skip
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    _mark_best(axes, evaluations, "train/epoch", "eval/accuracy", "{:.1%}")
+    return _save(figure, axes, path)
+
+
+def _learning_rate(training: Rows, path: Path) -> Path:
+    figure, axes = _axes("Learning rate", "optimizer step", "learning rate")
+    axes.plot([r["train/global_step"] for r in training], [r["train/learning_rate"] for r in training], color=TRAINING)
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+    axes.set_ylim(bottom=0)
+    return _save(figure, axes, path)
+
+
+def _axes(title: str, x: str, y: str):
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", fontsize=13, fontweight="bold")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(True, color="#e4e4e4", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=10, steps=[1, 2, 5, 10]))
+    return figure, axes
+
+
+def _mark_best(axes, evaluations: Rows, x: str, y: str, form: str) -> None:
+    best = best_evaluation(evaluations)
+    if best is None:
+        return
+    text = f"best: {form.format(best[y])} (epoch {best['train/epoch']:.3g})"
+    axes.plot(best[x], best[y], marker="*", markersize=15, color=BEST, linestyle="none", label=text, zorder=5)
+
+
+def _save(figure: Figure, axes, path: Path) -> Path:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=9)
+    figure.savefig(path, dpi=150)
+    return path

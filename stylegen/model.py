@@ -1,0 +1,143 @@
+"""Build or load the model, and compute its loss: any causal language model of Transformers.
+
+`LanguageModelLoss` wraps the model so that logits never leave its forward pass: it takes our labels (already
+the next token of each input) and returns sums. Transformers' own loss shifts the labels and so skips a token a
+block, and its mean cannot be weighted over batches.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from stylegen.blocks import IGNORED
+from stylegen.config import UsageError
+from stylegen.config.checks import POSITION_KEYS, positions_of
+
+LARGEST_DEFAULT_BLOCK = 1024
+
+
+class LanguageModelLoss(nn.Module):
+    """A causal language model with its loss as one module, to be wrapped by DDP as a whole."""
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(sum of cross-entropies in nats, number of right guesses) over the labels that are not ignored.
+
+        input_ids, labels  int64 (B, T); labels[b, t] is the token after input_ids[b, t], or IGNORED
+        """
+        logits = self.model(input_ids=input_ids, use_cache=False).logits  # (B, T, V)
+        flat, targets = logits.flatten(0, 1).float(), labels.flatten()
+        loss = F.cross_entropy(flat, targets, ignore_index=IGNORED, reduction="sum")
+        with torch.no_grad():
+            correct = (flat.argmax(-1) == targets).sum() if not self.training else targets.new_zeros(())
+        return loss, correct
+
+
+def load_config(name_or_path: str, revision: str | None = None):
+    """The configuration of a pretrained model, from a folder or the hub."""
+    try:
+        return AutoConfig.from_pretrained(name_or_path, revision=revision)
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(
+            f"no model configuration in {name_or_path} ({str(error).strip().splitlines()[0]}); "
+            f"give a folder with config.json and weights, or a hub id"
+        ) from error
+
+
+def load_model(name_or_path: str, *, revision: str | None, dtype: str, attn_implementation: str | None) -> PreTrainedModel:
+    """A pretrained model with weights of `dtype`, whatever type the file has."""
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            name_or_path, revision=revision, dtype=getattr(torch, dtype), attn_implementation=attn_implementation
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise UsageError(f"no model in {name_or_path}: {str(error).strip().splitlines()[0]}") from error
+
+
+def scratch_config(model_type: str | None, config_name: str | None, overrides: dict[str, Any], block_size: int | None):
+    """The configuration of a new model: an architecture's defaults, then `overrides`.
+
+    Positions not asked for are as many as a block has: a model cannot learn those that it never sees.
+    """
+    if config_name:
+        config = load_config(config_name)
+    else:
+        assert model_type
+        if model_type not in CONFIG_MAPPING:
+            raise UsageError(f"model_type {model_type} is not known to transformers; for example gpt2, llama, qwen2, gpt_neox")
+        config = CONFIG_MAPPING[model_type]()
+        if block_size and (key := _position_key(config)) and not any(name in overrides for name in POSITION_KEYS):
+            setattr(config, key, block_size)
+    for key, value in overrides.items():
+        if not hasattr(config, key):
+            raise UsageError(f"config_overrides names {key}, which a {config.model_type} configuration does not have")
+        setattr(config, key, value)
+    return config
+
+
+def build_model(config, tokenizer: PreTrainedTokenizerFast, *, dtype: str, attn_implementation: str | None) -> PreTrainedModel:
+    """A new model whose embedding has exactly the rows that the tokenizer needs."""
+    config.vocab_size = len(tokenizer)
+    config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    config.pad_token_id = tokenizer.pad_token_id
+    try:
+        return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), attn_implementation=attn_implementation)
+    except (ValueError, ImportError) as error:
+        raise UsageError(f"a {config.model_type} model cannot be built so: {str(error).strip().splitlines()[0]}") from error
+
+
+def fit_embedding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Add embedding rows if the tokenizer has words that the model does not; never takes rows away."""
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(len(tokenizer))
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write a plain Transformers folder: config.json, model.safetensors, tokenizer.json and their like."""
+    model.save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
+
+
+def default_block_size(positions: int | None, asked: int | None) -> int:
+    """Tokens in a block: as asked, else what the model attends to, at most 1,024."""
+    if asked and positions and asked > positions:
+        raise UsageError(f"block_size is {asked}, but the model has {positions} positions; use --block_size {positions} or less")
+    return asked or min(positions or LARGEST_DEFAULT_BLOCK, LARGEST_DEFAULT_BLOCK)
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """Tokens the model can attend to, or None if its configuration sets no limit."""
+    return positions_of(model.config.get_text_config().to_dict())
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices with weight decay; norms, biases and embeddings (tied output layer included) without.
+
+    Each group is named: "matrices", "embeddings", "vectors".
+    """
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    if isinstance(model, PreTrainedModel) and (output := model.get_output_embeddings()) is not None:
+        embeddings.add(id(output.weight))
+    groups: dict[str, list[nn.Parameter]] = {"matrices": [], "embeddings": [], "vectors": []}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            kind = "embeddings" if id(parameter) in embeddings else "matrices" if parameter.ndim >= 2 else "vectors"
+            groups[kind].append(parameter)
+    decay = {"matrices": weight_decay, "embeddings": 0.0, "vectors": 0.0}
+    return [{"name": name, "params": params, "weight_decay": decay[name]} for name, params in groups.items() if params]
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Parameters, tied ones counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _position_key(config) -> str | None:
+    return next((config.attribute_map.get(key, key) for key in POSITION_KEYS if hasattr(config, key)), None)

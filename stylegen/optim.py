@@ -1,0 +1,82 @@
+"""Optimizers and learning rates. The learning rate is a function of the step alone."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import get_scheduler
+
+from stylegen.config import UsageError
+
+DECAY_FRACTION = 0.2  # of all steps, the last part of warmup_stable_decay unless num_decay_steps says otherwise
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Muon for the weight matrices, AdamW for the rest, behind the interface of one optimizer.
+
+    Muon orthogonalizes the momentum of a matrix (K. Jordan et al., 2024). Its update is scaled to the root mean
+    square of AdamW's, so one learning rate serves both.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], lr: float, **adamw: Any):
+        self.parts: tuple[torch.optim.Optimizer, ...] = ()
+        super().__init__(groups, {"lr": lr, **adamw})
+        matrices = [group for group in groups if group["name"] == "matrices" and all(p.ndim == 2 for p in group["params"])]
+        others = [group for group in groups if group not in matrices]
+        muon = torch.optim.Muon(_plain(matrices), lr=lr, adjust_lr_fn="match_rms_adamw")
+        self.parts = (muon, torch.optim.AdamW(_plain(others), lr=lr, **adamw))
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+    def step(self, closure=None):  # type: ignore[override]
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+
+def build_optimizer(
+    name: str, groups: list[dict[str, Any]], learning_rate: float, betas: tuple[float, float], epsilon: float
+) -> torch.optim.Optimizer:
+    """`groups` as `model.parameter_groups` makes them; `name` is "adamw" or "muon"."""
+    options = {"betas": betas, "eps": epsilon, "fused": True}
+    if name == "muon":
+        return MuonWithAdamW(groups, learning_rate, **options)
+    return torch.optim.AdamW(_plain(groups), lr=learning_rate, **options)
+
+
+def build_schedule(
+    name: str, peak: float, num_warmup_steps: float, num_steps: int, options: dict[str, Any]
+) -> Callable[[int], float]:
+    """The learning rate of each optimizer step (0 is the first), as Transformers' `get_scheduler` defines it.
+
+    num_warmup_steps  steps, or below 1 the fraction of `num_steps`
+    options           the schedule's own, such as min_lr_rate
+    Raises UsageError for options that the schedule does not have.
+    """
+    warmup = round(num_warmup_steps * num_steps) if num_warmup_steps < 1 else int(num_warmup_steps)
+    if name == "constant" and warmup:
+        name = "constant_with_warmup"  # get_scheduler would drop the warm-up without a word
+    if name == "warmup_stable_decay":
+        options = {"num_decay_steps": round(DECAY_FRACTION * num_steps), **options}
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=peak)
+    try:
+        scheduler = get_scheduler(name, optimizer, warmup, max(num_steps, 1), options)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"lr_scheduler_type {name} with lr_scheduler_kwargs {options}: {error}") from error
+    factor = scheduler.lr_lambdas[0]
+    return lambda step: peak * factor(step)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = value
+
+
+def _plain(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"params": group["params"], "weight_decay": group["weight_decay"]} for group in groups]

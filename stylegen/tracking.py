@@ -1,0 +1,158 @@
+"""What a run tells while it runs: metrics.jsonl always, a progress bar or plain lines, trackers when asked.
+
+Trackers are Accelerate's. A tracker that fails is left out with one warning; it never stops the training.
+"""
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+logger = logging.getLogger("stylegen")
+AXIS = "train/global_step"
+
+
+class Tracker:
+    """The event log of one run, on the first rank only; on other ranks every method does nothing."""
+
+    def __init__(self, run_dir: Path, is_main: bool, num_steps: int, first_step: int):
+        self.run_dir, self.is_main = run_dir, is_main
+        self.num_steps, self.first_step = num_steps, first_step
+        self.start_time = time.monotonic()
+        self.trackers: list[Any] = []
+        self.file: TextIO | None = None
+        self.bar: tqdm | None = None
+        if is_main:
+            self.file = _open_for_append(run_dir / "metrics.jsonl")
+            if sys.stderr.isatty():
+                self.bar = tqdm(total=num_steps, initial=first_step, unit="step", file=sys.stderr, dynamic_ncols=True)
+
+    def start_trackers(
+        self, names: Iterable[str], *, project: str, run_name: str, group: str | None, config: dict[str, Any]
+    ) -> None:
+        """Start the named trackers of Accelerate; wandb goes on in the run that wandb_run_id names."""
+        for name in names if self.is_main else ():
+            self._guarded(name, lambda name=name: self._start(name, project, run_name, group, config))  # type: ignore[misc]
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append one event. `row` carries train/global_step, train/epoch and train/tokens_seen."""
+        if not self.is_main:
+            return
+        assert self.file
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+        for tracker in list(self.trackers):
+            # wandb drops rows that go back in its own step, so it gets the axis as a value instead.
+            step = None if tracker.name == "wandb" else row[AXIS]
+            self._guarded(tracker.name, lambda t=tracker, s=step: t.log(row, step=s), tracker)  # type: ignore[misc]
+        self._show(row)
+
+    def log_samples(self, step: int, texts: list[str]) -> None:
+        """Samples as text, to trackers that show text."""
+        for tracker in list(self.trackers):
+            if tracker.name == "wandb":
+                rows = [[step, text] for text in texts]
+                self._guarded("wandb", lambda t=tracker, r=rows: t.log_table("samples", ["step", "text"], r), tracker)  # type: ignore[misc]
+            else:
+                values = {f"samples/{number}": text for number, text in enumerate(texts)}
+                self._guarded(tracker.name, lambda t=tracker, v=values: t.log(v, step=step), tracker)  # type: ignore[misc]
+
+    def say(self, message: str) -> None:
+        """A line for the user, beside the progress bar."""
+        logger.info(message)
+
+    def finish(self) -> None:
+        """Close everything; safe to call twice."""
+        for tracker in self.trackers:
+            self._guarded(tracker.name, tracker.finish)
+        self.trackers = []
+        if self.bar is not None:
+            self.bar.close()
+        if self.file is not None:
+            self.file.close()
+
+    def _start(self, name: str, project: str, run_name: str, group: str | None, config: dict[str, Any]) -> None:
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        options: dict[str, Any] = {}
+        if name == "wandb":
+            options = {"name": run_name, "group": group, "id": self._wandb_run_id(), "resume": "allow"}
+            project = os.environ.get("WANDB_PROJECT", project)
+        elif name == "tensorboard":
+            project, options = run_name, {"logging_dir": str(self.run_dir / "tensorboard")}
+        tracker = LOGGER_TYPE_TO_CLASS[name](project, **options)
+        tracker.start()
+        self.trackers.append(tracker)
+        tracker.store_init_configuration({key: _scalar(value) for key, value in config.items()})
+        if name == "wandb":
+            tracker.run.define_metric("*", step_metric=AXIS)
+
+    def _wandb_run_id(self) -> str:
+        path = self.run_dir / "wandb_run_id"
+        if not path.exists():
+            import wandb
+
+            path.write_text(os.environ.get("WANDB_RUN_ID") or wandb.util.generate_id())
+        return path.read_text().strip()
+
+    def _guarded(self, name: str, action: Callable[[], Any], tracker: Any = None) -> None:
+        try:
+            action()
+        except Exception as error:
+            logger.warning(f"warning: {name} failed and is left out from here on: {type(error).__name__}: {error}")
+            if tracker in self.trackers:
+                self.trackers.remove(tracker)
+
+    def _show(self, row: dict[str, Any]) -> None:
+        step = row[AXIS]
+        if "eval/loss" in row:
+            self.say(
+                f"step {step}: validation loss {row['eval/loss']:.4f}, accuracy {row['eval/accuracy']:.2%}, "
+                f"perplexity {row['eval/perplexity']:.2f}"
+            )
+        elif "train/loss" in row and self.bar is not None:
+            self.bar.n = step
+            rate = f"{row['perf/tokens_per_second']:,.0f}"
+            self.bar.set_postfix(loss=f"{row['train/loss']:.4f}", lr=f"{row['train/learning_rate']:.2e}", tok_s=rate)
+        elif "train/loss" in row:
+            elapsed = time.monotonic() - self.start_time
+            left = elapsed / max(step - self.first_step, 1) * (self.num_steps - step)
+            self.say(
+                f"step {step}/{self.num_steps}: loss {row['train/loss']:.4f}, lr {row['train/learning_rate']:.2e}, "
+                f"{row['perf/tokens_per_second']:,.0f} tokens/s, {tqdm.format_interval(left)} left"
+            )
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl by step, the later one where a step was done again after a kill.
+
+    Lines that do not parse (the last one of a killed run) are left out. Training and evaluation rows of one
+    step are different rows.
+    """
+    rows: dict[tuple[bool, int], dict[str, Any]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        rows[("eval/loss" in row, row[AXIS])] = row
+    return sorted(rows.values(), key=lambda row: (row[AXIS], "eval/loss" in row))
+
+
+def _open_for_append(path: Path) -> TextIO:
+    """Open the log; a half-written last line of a killed run is ended first, so that it spoils no other."""
+    torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+    file = open(path, "a", encoding="utf-8")
+    if torn:
+        file.write("\n")
+    return file
+
+
+def _scalar(value: Any) -> Any:
+    return value if isinstance(value, (bool, int, float, str)) else json.dumps(value)

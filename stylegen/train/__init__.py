@@ -1,0 +1,30 @@
+"""The training command: arguments are parsed and checked here, before anything heavy is imported."""
+
+from collections.abc import Sequence
+
+from stylegen.config import TrainArguments, check_arguments, parse_arguments, run_command
+
+USAGE = """run_clm.py [PRESET.yaml] [--flag value ...]
+
+Train a language model from scratch, or fine-tune one, on your text. A preset is a YAML file of the same names;
+the command line goes before it. The same command again goes on where it stopped."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code (0 done or stopped as asked, 1 failed, 2 a usage error)."""
+    return run_command(_train, argv)
+
+
+def _train(argv: list[str]) -> int:
+    arguments = parse_arguments(TrainArguments, argv, positional="preset", usage=USAGE)
+    check_arguments(arguments)
+    from stylegen.corpus import check_dataset, find_files
+    from stylegen.train.directory import check_directory
+
+    if arguments.dataset_name:
+        check_dataset(arguments.dataset_name)
+    train_files, validation_files = find_files(arguments.train_file), find_files(arguments.validation_file)
+    check_directory(arguments)
+    from stylegen.train.run import train
+
+    return train(arguments, train_files, validation_files)

@@ -1,0 +1,5 @@
+import sys
+
+from stylegen.train import main
+
+sys.exit(main())

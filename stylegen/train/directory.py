@@ -1,0 +1,92 @@
+"""The run directory: what is ours in it, whether a run may go on there, and what it records at its start."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stylegen.config import TrainArguments, UsageError, dump_arguments
+from stylegen.config.checks import differences
+
+SETTINGS = "config.yaml"
+# Everything that a run writes into its directory; nothing else there is ever touched.
+RECORDS = (SETTINGS, "environment.json", "metrics.jsonl", "wandb_run_id", "report.md", "report.html", "README.md")
+MODEL_FILES = (
+    "config.json", "generation_config.json", "model*.safetensors*", "tokenizer*", "special_tokens_map.json",
+    "added_tokens.json", "vocab.*", "merges.txt", "chat_template*",
+)  # fmt: skip
+FOLDERS = ("checkpoint-*", "best", "best.tmp", "samples", "figures", "tensorboard")
+
+
+def check_directory(arguments: TrainArguments) -> None:
+    """Raise UsageError if the output directory holds something that a run would write over."""
+    if arguments.overwrite_output_dir or (arguments.output_path / SETTINGS).is_file():
+        return
+    if taken := _ours(arguments.output_path):
+        raise UsageError(
+            f"output_dir {arguments.output_dir} holds {taken[0].name}, but not from a run of stylegen; "
+            f"choose another directory, or delete it with --overwrite_output_dir"
+        )
+
+
+def previous_settings(folder: Path) -> dict[str, Any] | None:
+    """The arguments of the run in `folder`, as they were resolved then, or None."""
+    path = folder / SETTINGS
+    if not path.is_file():
+        return None
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError:
+        raise UsageError(f"{path} is damaged; restore it, or start afresh with --overwrite_output_dir") from None
+
+
+def refuse_changes(previous: dict[str, Any], arguments: TrainArguments, folder: Path) -> None:
+    """Raise UsageError listing, key by key, what differs from the run in `folder` and would change past steps."""
+    if rows := differences(previous, arguments):
+        raise UsageError(
+            f"{folder} holds a run with other arguments ({'; '.join(rows)}); choose another --output_dir, "
+            f"or start afresh with --overwrite_output_dir"
+        )
+
+
+def clear_directory(folder: Path) -> None:
+    """Delete what an earlier run wrote, and nothing else."""
+    for path in _ours(folder):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def has_model(folder: Path) -> bool:
+    """Whether a finished run left its model here."""
+    return (folder / "config.json").is_file()
+
+
+def record_start(arguments: TrainArguments, environment: dict[str, Any]) -> None:
+    """Write config.yaml and environment.json."""
+    folder = arguments.output_path
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / "environment.json", json.dumps(environment, indent=1) + "\n")
+    _replace(folder / SETTINGS, dump_arguments(arguments))
+
+
+def promote_best(folder: Path) -> None:
+    """Make the best model the final one: its files move up into the run directory."""
+    best = folder / "best"
+    if not best.is_dir():
+        return
+    # Weights first: a folder whose config.json is new has new weights too.
+    for path in sorted(best.iterdir(), key=lambda path: path.name == "config.json"):
+        os.replace(path, folder / path.name)
+    best.rmdir()
+
+
+def _ours(folder: Path) -> list[Path]:
+    return [path for name in (*RECORDS, *MODEL_FILES, *FOLDERS) for path in sorted(folder.glob(name))]
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,255 @@
+"""The run: one loop, one paragraph a periodic job, one optimizer step.
+
+Evaluation, samples and checkpoint of a step are done, in this order, before the next step; one extra last turn
+does those of the last step. All of them are functions of the step, so a run that goes on after a stop does
+what the uninterrupted one would have done.
+"""
+
+import contextlib
+import math
+import os
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from stylegen.blocks import micro_batches, step_indices
+from stylegen.checkpoint import list_checkpoints, save_checkpoint
+from stylegen.config import TrainArguments
+from stylegen.evaluate import evaluate
+from stylegen.export import BEST
+from stylegen.model import save_model
+from stylegen.optim import set_learning_rate
+from stylegen.report import summarize, write_report
+from stylegen.runtime import StopRequest, logger, max_memory_bytes
+from stylegen.sampling import SamplingSettings, write_texts
+from stylegen.train.directory import promote_best
+from stylegen.train.setup import Run, State, set_up
+
+SAMPLE_SEED = 0  # every sample of a run draws the same numbers, so that only the model makes the difference
+
+
+@dataclass
+class Stopwatch:
+    """What the steps since the last logged row took: seconds in all, and of these waiting for data."""
+
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    data_seconds: float = 0.0
+
+
+def train(arguments: TrainArguments, train_files: list[Path], validation_files: list[Path]) -> int:
+    """Train as `arguments` say, from the files found for them; returns the exit code."""
+    run, state = set_up(arguments, train_files, validation_files)
+    arguments = run.arguments
+    stop = StopRequest()
+    already_done = run.resumed_at is not None and _is_last(run, state)
+    try:
+        if already_done:
+            logger.info(f"{run.directory} has finished at step {state.step}; give more epochs or steps to go on")
+        else:
+            run.tracker.start_trackers(
+                arguments.report_to, project=arguments.project, run_name=arguments.run_name or "", group=arguments.group,
+                config={**asdict(arguments), "data_fingerprint": run.fingerprint},
+            )  # fmt: skip
+        reason = None if already_done else loop(run, state, stop)
+        if run.accelerator.is_main_process:
+            _finish(run, reason)
+        run.accelerator.wait_for_everyone()
+    finally:
+        run.tracker.finish()
+        stop.restore()
+    run.accelerator.end_training()
+    return 0
+
+
+def loop(run: Run, state: State, stop: StopRequest) -> str | None:
+    """Train to the last step; returns the reason if it was asked to stop before."""
+    arguments, watch = run.arguments, Stopwatch()
+    run.model.train()
+    while True:
+        reason = stop.agreed(run.accelerator)
+        last = _is_last(run, state)
+        # What a resumed step asks for was done before its checkpoint was written.
+        if state.step != run.resumed_at:
+            if last or _is_due(arguments.eval_steps, state.step, run) or (state.step == 0 and arguments.eval_on_start):
+                evaluate_model(run, state)
+                last = _is_last(run, state)
+            if last or _is_due(arguments.sample_steps, state.step, run):
+                write_samples(run, state)
+            if last or reason or _is_due(arguments.checkpointing_steps, state.step, run):
+                state.finished = last
+                save(run, state)
+        if last or reason:
+            return None if last else reason
+        grad_norm = train_step(run, state, watch)
+        if state.step % arguments.logging_steps == 0 or state.step == run.num_steps:
+            log_training(run, state, watch, grad_norm)
+            watch = Stopwatch()
+
+
+def train_step(run: Run, state: State, watch: Stopwatch) -> float:
+    """One optimizer step over the step's blocks; returns the gradient norm before clipping.
+
+    The gradient is that of the mean loss over all tokens of the step, however it is cut into forward passes
+    and processes: each pass contributes its sum, divided by the tokens of the whole step.
+    Raises FloatingPointError, before the weights are touched, if the gradient is not finite.
+    """
+    started = time.perf_counter()
+    arguments, accelerator = run.arguments, run.accelerator
+    epoch, position = divmod(state.step, run.steps_per_epoch)
+    indices = step_indices(arguments.seed, epoch, position, len(run.train_blocks), arguments.total_batch_size or 0)
+    tokens = run.train_blocks.num_labels(indices)
+    set_learning_rate(run.optimizer, run.schedule(state.step))
+    world_size = accelerator.num_processes
+    shares = micro_batches(indices, arguments.per_device_train_batch_size, world_size, accelerator.process_index)
+    for number, share in enumerate(shares):
+        waiting = time.perf_counter()
+        batch = {name: tensor.to(accelerator.device) for name, tensor in run.train_blocks.batch(share).items()}
+        watch.data_seconds += time.perf_counter() - waiting
+        is_last = number == len(shares) - 1
+        with contextlib.nullcontext() if is_last else accelerator.no_sync(run.model):
+            loss_sum, _ = run.model(**batch)
+            accelerator.backward(loss_sum * (world_size / tokens))  # the ranks' gradients are averaged
+        state.loss_sum += loss_sum.item()
+    norm = accelerator.clip_grad_norm_(run.model.parameters(), arguments.max_grad_norm or math.inf)
+    grad_norm = float(norm)
+    if not math.isfinite(grad_norm) and accelerator.scaler is None:  # fp16 scaling meets infinities and copes
+        raise FloatingPointError(_not_finite(run, state, grad_norm))
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    state.step += 1
+    state.tokens_seen += tokens
+    state.loss_tokens += tokens
+    watch.steps += 1
+    watch.tokens += tokens
+    watch.seconds += time.perf_counter() - started
+    return grad_norm
+
+
+def log_training(run: Run, state: State, watch: Stopwatch, grad_norm: float) -> None:
+    """Log the mean training loss since the last row, and how fast it went; a collective."""
+    loss_sum = _sum_over_ranks(run, state.loss_sum)
+    run.tracker.log({
+        "train/loss": loss_sum / state.loss_tokens,
+        "train/learning_rate": run.schedule(state.step - 1),
+        "train/grad_norm": grad_norm,
+        **_axes(run, state),
+        "perf/tokens_per_second": watch.tokens / watch.seconds,
+        "perf/step_seconds": watch.seconds / watch.steps,
+        "perf/data_wait_fraction": watch.data_seconds / watch.seconds,
+        "perf/max_memory_bytes": max_memory_bytes(run.accelerator.device),
+    })  # fmt: skip
+    state.loss_sum, state.loss_tokens = 0.0, 0
+
+
+def evaluate_model(run: Run, state: State) -> None:
+    """Evaluate and log; the best model after training began is kept aside. A collective."""
+    result = evaluate(run.model, run.validation_blocks, run.arguments.per_device_eval_batch_size, run.accelerator)
+    run.tracker.log({**result.metrics(run.validation_bytes), **_axes(run, state)})
+    if state.step == 0 and run.num_steps > 0:
+        return  # the baseline is no candidate: the user asked for a trained model
+    if state.best_loss is not None and result.loss >= state.best_loss:
+        state.stale_evaluations += 1
+        return
+    state.best_loss, state.best_step, state.stale_evaluations = result.loss, state.step, 0
+    if run.accelerator.is_main_process:
+        best, temporary = run.directory / BEST, run.directory / f"{BEST}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        save_model(run.base_model, run.tokenizer, temporary)
+        shutil.rmtree(best, ignore_errors=True)
+        os.rename(temporary, best)
+    run.accelerator.wait_for_everyone()
+
+
+def write_samples(run: Run, state: State) -> None:
+    """Let the model write from the fixed prompts, into samples/ and to the trackers."""
+    if not run.accelerator.is_main_process:
+        return
+    arguments = run.arguments
+    settings = SamplingSettings(
+        max_new_tokens=arguments.sample_max_new_tokens, temperature=arguments.sample_temperature, seed=SAMPLE_SEED
+    )
+    with run.accelerator.autocast():
+        pairs = list(write_texts(run.base_model, run.tokenizer, arguments.sample_prompts, settings))
+    texts = [prompt + continuation for prompt, continuation in pairs]
+    header = (
+        f"# step {state.step}, epoch {state.step / run.steps_per_epoch:.2f}, seed {settings.seed}, "
+        f"temperature {settings.temperature:g}, {settings.max_new_tokens} tokens, prompts {arguments.sample_prompts}\n"
+    )
+    path = run.directory / "samples" / f"step-{state.step:06d}.txt"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(header + "\n====\n".join(texts) + "\n", encoding="utf-8")
+    run.tracker.log_samples(state.step, texts)
+
+
+def save(run: Run, state: State) -> None:
+    """Write a checkpoint of this step. A collective."""
+    total = _sum_over_ranks(run, state.loss_sum)
+    state.loss_sum = total if run.accelerator.is_main_process else 0.0
+    path = save_checkpoint(
+        run.directory, state.step, asdict(state), run.fingerprint, run.accelerator, run.optimizer,
+        lambda folder: save_model(run.base_model, run.tokenizer, folder), run.arguments.save_total_limit,
+    )  # fmt: skip
+    logger.info(f"saved {path}")
+
+
+def _finish(run: Run, stopped_by: str | None) -> None:
+    """Put the best model in its place, draw, report, and print what there is."""
+    if stopped_by is None:
+        promote_best(run.directory)
+    figures = write_report(run.directory)
+    samples = sorted((run.directory / "samples").glob("step-*.txt"))
+    print(summarize(run.directory))
+    if samples:
+        print(f"\n{samples[-1].read_text(encoding='utf-8')}")
+    where = {
+        "model": run.directory if stopped_by is None else run.directory / BEST,
+        "checkpoint": next(reversed(list_checkpoints(run.directory)), None),
+        "report": run.directory / "report.html",
+        "figures": " ".join(map(str, figures)),
+    }
+    for name, value in where.items():
+        print(f"{name:12}{value}")
+    if stopped_by:
+        print(f"stopped by {stopped_by}; the same command goes on from here")
+    sys.stdout.flush()
+
+
+def _is_last(run: Run, state: State) -> bool:
+    patience = run.arguments.early_stopping_patience
+    return state.step >= run.num_steps or (patience is not None and state.stale_evaluations >= patience)
+
+
+def _is_due(rhythm: int | str, step: int, run: Run) -> bool:
+    """Whether something done every `rhythm` steps, or "epoch", or only at the "end", is done after `step` steps."""
+    if rhythm == "end" or step == 0:
+        return False
+    return step % (run.steps_per_epoch if rhythm == "epoch" else int(rhythm)) == 0
+
+
+def _axes(run: Run, state: State) -> dict[str, float]:
+    return {
+        "train/epoch": state.step / run.steps_per_epoch,
+        "train/global_step": state.step,
+        "train/tokens_seen": state.tokens_seen,
+    }
+
+
+def _sum_over_ranks(run: Run, value: float) -> float:
+    if run.accelerator.num_processes == 1:
+        return value
+    return run.accelerator.reduce(torch.tensor(value, dtype=torch.float64, device=run.accelerator.device)).item()
+
+
+def _not_finite(run: Run, state: State, grad_norm: float) -> str:
+    saved = list_checkpoints(run.directory)
+    kept = f"{saved[-1]} is unharmed" if saved else "no checkpoint was written yet"
+    return (
+        f"the gradient is {grad_norm} at step {state.step + 1} (learning rate {run.schedule(state.step):.3g}): the "
+        f"training has diverged; {kept}; start again with a lower --learning_rate or more --num_warmup_steps"
+    )

@@ -1,0 +1,266 @@
+"""Everything a run consists of, built in the order in which it can go wrong; nothing is written before it is."""
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from torch import nn
+from torch.optim import Optimizer
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from stylegen.blocks import Blocks, TokenCache, build_cache, describe, predicted_bytes, split_documents
+from stylegen.checkpoint import find_damage, load_training_state, newest_checkpoint, read_manifest
+from stylegen.config import TrainArguments, UsageError, resolve_arguments
+from stylegen.config.checks import positions_of
+from stylegen.corpus import read_dataset, read_documents
+from stylegen.model import (
+    LanguageModelLoss,
+    build_model,
+    default_block_size,
+    fit_embedding,
+    load_config,
+    load_model,
+    num_parameters,
+    parameter_groups,
+    scratch_config,
+)
+from stylegen.optim import build_optimizer, build_schedule
+from stylegen.runtime import build_accelerator, describe_environment, logger, seed_everything, start_logging
+from stylegen.tokenizer import load_tokenizer, train_tokenizer
+from stylegen.tracking import Tracker
+from stylegen.train import directory
+
+
+@dataclass
+class State:
+    """The loop's own values; a checkpoint keeps them as JSON."""
+
+    step: int = 0  # optimizer steps done
+    tokens_seen: int = 0  # predicted tokens over all ranks
+    loss_sum: float = 0.0  # of this rank since the last logged row, in nats
+    loss_tokens: int = 0  # of all ranks since the last logged row
+    best_loss: float | None = None
+    best_step: int | None = None
+    stale_evaluations: int = 0  # evaluations since the best one
+    finished: bool = False
+
+
+@dataclass
+class Run:
+    """What the loop works with."""
+
+    arguments: TrainArguments
+    accelerator: Accelerator
+    model: nn.Module  # LanguageModelLoss, prepared
+    optimizer: Optimizer
+    schedule: Callable[[int], float]  # step -> learning rate
+    train_blocks: Blocks
+    validation_blocks: Blocks
+    validation_bytes: int  # of text behind the predicted tokens
+    tokenizer: PreTrainedTokenizerFast
+    fingerprint: str
+    steps_per_epoch: int
+    num_steps: int
+    tracker: Tracker
+    resumed_at: int | None  # the step of the checkpoint it goes on from
+
+    @property
+    def base_model(self) -> PreTrainedModel:
+        return self.accelerator.unwrap_model(self.model).model
+
+    @property
+    def directory(self) -> Path:
+        return self.arguments.output_path
+
+
+def set_up(arguments: TrainArguments, train_files: list[Path], validation_files: list[Path]) -> tuple[Run, State]:
+    """Build the run and the state it starts from. Raises UsageError for what the user can put right."""
+    accelerator = _start_process(arguments)
+    arguments, config = _resolve(arguments, accelerator)
+    checkpoint = _checkpoint_to_resume(arguments)
+    seed_everything(arguments.seed)
+    with accelerator.main_process_first():
+        cache = _prepare_text(arguments, train_files, validation_files)
+    train_blocks, validation_blocks = _cut_blocks(arguments, cache)
+    model = _build_model(arguments, config, cache, checkpoint)
+    assert arguments.total_batch_size and arguments.learning_rate
+    steps_per_epoch = math.ceil(len(train_blocks) / arguments.total_batch_size)
+    num_steps = arguments.max_train_steps
+    if num_steps is None:
+        num_steps = math.ceil((arguments.num_train_epochs or 0) * steps_per_epoch)
+    schedule = build_schedule(
+        arguments.lr_scheduler_type, arguments.learning_rate, arguments.num_warmup_steps, num_steps,
+        arguments.lr_scheduler_kwargs,
+    )  # fmt: skip
+    optimizer = build_optimizer(
+        arguments.optim, parameter_groups(model, arguments.weight_decay), arguments.learning_rate,
+        (arguments.adam_beta1, arguments.adam_beta2), arguments.adam_epsilon,
+    )  # fmt: skip
+    prepared, optimizer = accelerator.prepare(LanguageModelLoss(model), optimizer)
+    state = State()
+    if checkpoint:
+        state = replace(State(**read_manifest(checkpoint)["state"]), finished=False)
+        if not accelerator.is_main_process:
+            state.loss_sum = 0.0  # the first rank has the sum of all
+    if accelerator.is_main_process:
+        _open_directory(arguments, accelerator, afresh=checkpoint is None)
+    accelerator.wait_for_everyone()
+    tracker = Tracker(arguments.output_path, accelerator.is_main_process, num_steps, state.step)
+    predicted = validation_blocks.num_labels(np.arange(len(validation_blocks)))
+    run = Run(
+        arguments=arguments, accelerator=accelerator, model=prepared, optimizer=optimizer, schedule=schedule,
+        train_blocks=train_blocks, validation_blocks=validation_blocks,
+        validation_bytes=predicted_bytes(cache.validation, predicted, cache.tokenizer),
+        tokenizer=cache.tokenizer, fingerprint=cache.fingerprint,
+        steps_per_epoch=steps_per_epoch, num_steps=num_steps, tracker=tracker,
+        resumed_at=state.step if checkpoint else None,
+    )  # fmt: skip
+    _describe(run, cache)
+    if checkpoint:
+        logger.info(f"going on from {checkpoint}, step {state.step} of {num_steps}")
+        load_training_state(checkpoint, accelerator, optimizer)
+    return run, state
+
+
+def _start_process(arguments: TrainArguments) -> Accelerator:
+    accelerator = build_accelerator(arguments.mixed_precision)
+    start_logging(accelerator.is_main_process)
+    if accelerator.gradient_accumulation_steps != 1:
+        raise UsageError(
+            f"the launcher sets gradient_accumulation_steps {accelerator.gradient_accumulation_steps}, which belongs "
+            f"to the run; take it out of the launcher's configuration and give --gradient_accumulation_steps"
+        )
+    if arguments.preprocessing_num_workers:
+        os.environ["RAYON_NUM_THREADS"] = str(arguments.preprocessing_num_workers)  # read by tokenizers
+    return accelerator
+
+
+def _resolve(arguments: TrainArguments, accelerator: Accelerator) -> tuple[TrainArguments, Any]:
+    """The arguments with nothing left open, and the model's configuration."""
+    arguments = resolve_arguments(arguments, accelerator.num_processes)
+    if arguments.model_name_or_path:
+        config = load_config(arguments.model_name_or_path, arguments.model_revision)
+    else:
+        config = scratch_config(
+            arguments.model_type, arguments.config_name, arguments.config_overrides, arguments.block_size
+        )
+    positions = positions_of(config.get_text_config().to_dict())
+    block_size = default_block_size(positions, arguments.block_size)
+    return replace(arguments, mixed_precision=accelerator.mixed_precision, block_size=block_size), config
+
+
+def _checkpoint_to_resume(arguments: TrainArguments) -> Path | None:
+    """The checkpoint to go on from, or None to start at step 0. Raises UsageError if neither is right."""
+    asked, folder = arguments.resume_from_checkpoint, arguments.output_path
+    if asked not in ("auto", "never"):
+        checkpoint = Path(asked)
+        if damage := find_damage(checkpoint):
+            raise UsageError(f"resume_from_checkpoint {asked} cannot be used: {damage}")
+    elif arguments.overwrite_output_dir or not (folder / directory.SETTINGS).is_file():
+        return None
+    elif asked == "never":
+        raise UsageError(f"{folder} holds a run; choose another --output_dir, or start afresh with --overwrite_output_dir")
+    else:
+        newest = newest_checkpoint(folder)
+        if newest is None and directory.has_model(folder):
+            raise UsageError(
+                f"{folder} holds a finished model, but no checkpoint to go on from; choose another --output_dir, "
+                f"or start afresh with --overwrite_output_dir"
+            )
+        if newest is None:  # it ended before its first checkpoint: there are no past steps to keep
+            return None
+        checkpoint = newest
+    if previous := directory.previous_settings(checkpoint.parent):
+        directory.refuse_changes(previous, arguments, checkpoint.parent)
+    return checkpoint
+
+
+def _prepare_text(arguments: TrainArguments, train_files: list[Path], validation_files: list[Path]) -> TokenCache:
+    """Documents -> split -> tokenizer -> token cache."""
+    if arguments.dataset_name:
+        documents = list(read_dataset(arguments.dataset_name, arguments.dataset_config_name, arguments.text_column))
+    else:
+        documents = list(read_documents(train_files, arguments.text_column))
+    if not any(documents):
+        raise UsageError(f"{arguments.dataset_name or ', '.join(map(str, train_files))} is empty; give a file with text in it")
+    if validation_files:
+        train, validation = documents, list(read_documents(validation_files, arguments.text_column))
+    else:
+        assert arguments.validation_split_percentage
+        train, validation = split_documents(documents, arguments.validation_split_percentage, arguments.seed)
+    cache_dir = arguments.cache_dir or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "stylegen")
+    kind, vocab_size, normalizer = arguments.train_tokenizer, arguments.vocab_size, arguments.normalizer
+    if kind:
+        tokenizer: Any = lambda: train_tokenizer(kind, train, vocab_size, normalizer)  # noqa: E731
+        identity = f"{kind} {vocab_size} {normalizer}"
+    else:
+        name = arguments.tokenizer_name or arguments.model_name_or_path
+        assert name
+        revision = None if arguments.tokenizer_name else arguments.model_revision
+        tokenizer = load_tokenizer(name, revision)
+        identity = f"{tokenizer.eos_token_id} {tokenizer.backend_tokenizer.to_str()}"
+    return build_cache(
+        train, validation, tokenizer, identity, Path(cache_dir).expanduser(), arguments.overwrite_cache
+    )
+
+
+def _cut_blocks(arguments: TrainArguments, cache: TokenCache) -> tuple[Blocks, Blocks]:
+    assert arguments.block_size
+    pad_id = cache.tokenizer.pad_token_id
+    available = len(cache.validation.tokens) - 1
+    if arguments.validation_split_percentage and available < arguments.block_size:
+        raise UsageError(
+            f"no room for one validation block: {arguments.validation_split_percentage:g} % of the text is "
+            f"{available} tokens, block_size is {arguments.block_size}; use a smaller --block_size, a larger "
+            f"--validation_split_percentage, or a --validation_file"
+        )
+    return (
+        Blocks(cache.train.tokens, arguments.block_size, pad_id, arguments.max_train_samples),
+        Blocks(cache.validation.tokens, arguments.block_size, pad_id, arguments.max_eval_samples),
+    )
+
+
+def _build_model(arguments: TrainArguments, config, cache: TokenCache, checkpoint: Path | None) -> PreTrainedModel:
+    """The model to train on: of the checkpoint, the pretrained one, or a new one."""
+    options: dict[str, Any] = {"dtype": arguments.dtype, "attn_implementation": arguments.attn_implementation}
+    if checkpoint:
+        fingerprint = read_manifest(checkpoint)["fingerprint"]
+        if fingerprint != cache.fingerprint:
+            raise UsageError(
+                f"the text or the tokenizer is not that of {checkpoint} (fingerprint {fingerprint[:12]}, now "
+                f"{cache.fingerprint[:12]}); restore it, choose another --output_dir, or start afresh with "
+                f"--overwrite_output_dir"
+            )
+        model = load_model(str(checkpoint), revision=None, **options)
+    elif arguments.model_name_or_path:
+        model = load_model(arguments.model_name_or_path, revision=arguments.model_revision, **options)
+        fit_embedding(model, cache.tokenizer)
+    else:
+        model = build_model(config, cache.tokenizer, **options)
+    if arguments.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    return model
+
+
+def _open_directory(arguments: TrainArguments, accelerator: Accelerator, afresh: bool) -> None:
+    if afresh:
+        directory.clear_directory(arguments.output_path)
+    directory.record_start(arguments, describe_environment(accelerator, accelerator.mixed_precision))
+
+
+def _describe(run: Run, cache: TokenCache) -> None:
+    arguments = run.arguments
+    logger.info(describe("train", cache.train, run.train_blocks))
+    logger.info(describe("validation", cache.validation, run.validation_blocks))
+    logger.info(
+        f"{num_parameters(run.model):,} parameters, vocabulary {len(cache.tokenizer):,}, {run.num_steps:,} steps of "
+        f"{arguments.total_batch_size} blocks, {run.steps_per_epoch:,} a pass over the text, "
+        f"precision {arguments.mixed_precision}, {run.accelerator.device}"
+    )
+
+
