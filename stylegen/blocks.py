@@ -147,7 +147,12 @@ def build_cache(
     if overwrite and entry.exists():
         shutil.rmtree(entry)
     if not (entry / "meta.json").exists():
-        _write_entry(entry, train, validation, tokenizer if isinstance(tokenizer, PreTrainedTokenizerFast) else tokenizer())
+        _write_entry(
+            entry,
+            train,
+            validation,
+            tokenizer if isinstance(tokenizer, PreTrainedTokenizerFast) else tokenizer(),
+        )
     return _open_entry(entry, fingerprint)
 
 
@@ -178,9 +183,13 @@ def describe(name: str, stream: TokenStream, blocks: Blocks) -> str:
 
 def _refuse_empty(train: Sequence[str], validation: Sequence[str]) -> None:
     if not any(document.strip() for document in train):
-        raise UsageError("the training text is empty; give more text, or a smaller --validation_split_percentage")
+        raise UsageError(
+            "the training text is empty; give more text, or a smaller --validation_split_percentage"
+        )
     if not any(document.strip() for document in validation):
-        raise UsageError("the validation text is empty; give --validation_file or a larger --validation_split_percentage")
+        raise UsageError(
+            "the validation text is empty; give --validation_file or a larger --validation_split_percentage"
+        )
 
 
 def _cut_tail(documents: Sequence[str], target: int) -> tuple[list[str], list[str]]:
@@ -199,7 +208,11 @@ def _nearest_line_end(text: str, position: int) -> int:
     """A cut near `position` just after a line break, else after white space, that leaves text on both sides."""
     for mark in ("\n", " "):
         before, after = text.rfind(mark, 0, position), text.find(mark, position)
-        cuts = [cut + 1 for cut in (before, after) if cut >= 0 and text[: cut + 1].strip() and text[cut + 1 :].strip()]
+        cuts = [
+            cut + 1
+            for cut in (before, after)
+            if cut >= 0 and text[: cut + 1].strip() and text[cut + 1 :].strip()
+        ]
         if cuts:
             return min(cuts, key=lambda cut: abs(cut - position))
     return position
@@ -216,7 +229,9 @@ def _fingerprint(train: Sequence[str], validation: Sequence[str], tokenizer_iden
     return digest.hexdigest()
 
 
-def _write_entry(entry: Path, train: Sequence[str], validation: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> None:
+def _write_entry(
+    entry: Path, train: Sequence[str], validation: Sequence[str], tokenizer: PreTrainedTokenizerFast
+) -> None:
     """Write the entry under another name, then rename: an entry that exists is complete."""
     entry.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f"{entry.name}.", suffix=".tmp", dir=entry.parent))
@@ -225,7 +240,9 @@ def _write_entry(entry: Path, train: Sequence[str], validation: Sequence[str], t
         sides = {}
         for name, documents in (("train", train), ("validation", validation)):
             with open(temporary / f"{name}.bin", "wb") as file:
-                tokens = sum(file.write(part.astype(dtype).tobytes()) for part in _stream(documents, tokenizer))
+                tokens = sum(
+                    file.write(part.astype(dtype).tobytes()) for part in _stream(documents, tokenizer)
+                )
             sides[name] = asdict(
                 TextCounts(
                     documents=len(documents),
@@ -260,8 +277,8 @@ def _open_entry(entry: Path, fingerprint: str) -> TokenCache:
     for name in ("train", "validation"):
         counts = TextCounts(**meta[name])
         if counts.tokens < 2:
-            raise UsageError(f"the {name} text is {counts.tokens} token long, but predicting one needs two; give more text")
+            raise UsageError(
+                f"the {name} text is {counts.tokens} token long, but predicting one needs two; give more text"
+            )
         sides[name] = TokenStream(np.memmap(entry / f"{name}.bin", dtype=meta["dtype"], mode="r"), counts)
     return TokenCache(tokenizer=load_tokenizer(str(entry / "tokenizer")), fingerprint=fingerprint, **sides)
-
-

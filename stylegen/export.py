@@ -21,11 +21,21 @@ def find_model(checkpoint: str) -> str:
     """
     path = Path(checkpoint).expanduser()
     if not path.exists():
-        if path.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") > 1 or path.parent.exists() and path.parent != Path("."):
-            raise UsageError(f"{checkpoint} does not exist; give a run directory, a checkpoint, a model folder or a hub id")
+        if (
+            path.is_absolute()
+            or checkpoint.startswith((".", "~"))
+            or checkpoint.count("/") > 1
+            or path.parent.exists()
+            and path.parent != Path(".")
+        ):
+            raise UsageError(
+                f"{checkpoint} does not exist; give a run directory, a checkpoint, a model folder or a hub id"
+            )
         return checkpoint
     if not path.is_dir():
-        raise UsageError(f"{checkpoint} is a file; give the folder that holds config.json and model.safetensors")
+        raise UsageError(
+            f"{checkpoint} is a file; give the folder that holds config.json and model.safetensors"
+        )
     for folder in (path, path / BEST):
         if (folder / "config.json").is_file():
             return str(folder)
@@ -36,12 +46,16 @@ def find_model(checkpoint: str) -> str:
     )
 
 
-def load_for_writing(checkpoint: str, dtype: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+def load_for_writing(
+    checkpoint: str, dtype: str, device: torch.device
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The model in evaluation mode on `device`, and its tokenizer."""
     folder = find_model(checkpoint)
     tokenizer = load_tokenizer(folder)
     model = load_model(folder, revision=None, dtype=dtype, attn_implementation=None)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
-        raise UsageError(f"the tokenizer in {folder} has {len(tokenizer)} words, the model {rows}; they do not belong together")
+        raise UsageError(
+            f"the tokenizer in {folder} has {len(tokenizer)} words, the model {rows}; they do not belong together"
+        )
     return model.to(device).eval(), tokenizer

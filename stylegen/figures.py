@@ -55,15 +55,34 @@ def _loss_by_epoch(training: Rows, evaluations: Rows, path: Path) -> Path:
     means = [(until, training_loss_between(training, after, until)) for after, until in spans]
     means = [(epoch, loss) for epoch, loss in means if loss == loss]
     if means:
-        axes.plot(*zip(*means, strict=True), color=TRAINING, marker="o", markersize=4, label="training (mean since the last evaluation)")
-    axes.plot(epochs, [row["eval/loss"] for row in evaluations], color=VALIDATION, marker="o", markersize=4, label="validation")
+        axes.plot(
+            *zip(*means, strict=True),
+            color=TRAINING,
+            marker="o",
+            markersize=4,
+            label="training (mean since the last evaluation)",
+        )
+    axes.plot(
+        epochs,
+        [row["eval/loss"] for row in evaluations],
+        color=VALIDATION,
+        marker="o",
+        markersize=4,
+        label="validation",
+    )
     _mark_best(axes, evaluations, "train/epoch", "eval/loss", "{:.4f}")
     return _save(figure, axes, path)
 
 
 def _loss_by_step(training: Rows, evaluations: Rows, path: Path) -> Path:
     figure, axes = _axes("Loss by step", "optimizer step", "loss (nats per token)")
-    axes.plot([r["train/global_step"] for r in training], [r["train/loss"] for r in training], color=TRAINING, linewidth=1, label="training")
+    axes.plot(
+        [r["train/global_step"] for r in training],
+        [r["train/loss"] for r in training],
+        color=TRAINING,
+        linewidth=1,
+        label="training",
+    )
     if evaluations:
         axes.plot([r["train/global_step"] for r in evaluations], [r["eval/loss"] for r in evaluations],
                   color=VALIDATION, marker="o", markersize=4, label="validation")  # fmt: skip
@@ -82,7 +101,11 @@ def _accuracy(evaluations: Rows, path: Path) -> Path:
 
 def _learning_rate(training: Rows, path: Path) -> Path:
     figure, axes = _axes("Learning rate", "optimizer step", "learning rate")
-    axes.plot([r["train/global_step"] for r in training], [r["train/learning_rate"] for r in training], color=TRAINING)
+    axes.plot(
+        [r["train/global_step"] for r in training],
+        [r["train/learning_rate"] for r in training],
+        color=TRAINING,
+    )
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
     axes.set_ylim(bottom=0)
     return _save(figure, axes, path)

@@ -21,4 +21,8 @@ def bits_per_byte(loss_nats: float, num_tokens: int, num_bytes: int) -> float:
 def weighted_mean(values: list[float], weights: list[float]) -> float:
     """Mean of `values` where each counts as often as its weight; nan if the weights sum to 0."""
     total = sum(weights)
-    return sum(value * weight for value, weight in zip(values, weights, strict=True)) / total if total else math.nan
+    return (
+        sum(value * weight for value, weight in zip(values, weights, strict=True)) / total
+        if total
+        else math.nan
+    )

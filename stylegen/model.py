@@ -11,7 +11,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from stylegen.blocks import IGNORED
 from stylegen.config import UsageError
@@ -51,17 +57,24 @@ def load_config(name_or_path: str, revision: str | None = None):
         ) from error
 
 
-def load_model(name_or_path: str, *, revision: str | None, dtype: str, attn_implementation: str | None) -> PreTrainedModel:
+def load_model(
+    name_or_path: str, *, revision: str | None, dtype: str, attn_implementation: str | None
+) -> PreTrainedModel:
     """A pretrained model with weights of `dtype`, whatever type the file has."""
     try:
         return AutoModelForCausalLM.from_pretrained(
-            name_or_path, revision=revision, dtype=getattr(torch, dtype), attn_implementation=attn_implementation
+            name_or_path,
+            revision=revision,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attn_implementation,
         )
     except (OSError, ValueError, ImportError) as error:
         raise UsageError(f"no model in {name_or_path}: {str(error).strip().splitlines()[0]}") from error
 
 
-def scratch_config(model_type: str | None, config_name: str | None, overrides: dict[str, Any], block_size: int | None):
+def scratch_config(
+    model_type: str | None, config_name: str | None, overrides: dict[str, Any], block_size: int | None
+):
     """The configuration of a new model: an architecture's defaults, then `overrides`.
 
     Positions not asked for are as many as a block has: a model cannot learn those that it never sees.
@@ -71,26 +84,40 @@ def scratch_config(model_type: str | None, config_name: str | None, overrides: d
     else:
         assert model_type
         if model_type not in CONFIG_MAPPING:
-            raise UsageError(f"model_type {model_type} is not known to transformers; for example gpt2, llama, qwen2, gpt_neox")
+            raise UsageError(
+                f"model_type {model_type} is not known to transformers; for example gpt2, llama, qwen2, gpt_neox"
+            )
         config = CONFIG_MAPPING[model_type]()
-        if block_size and (key := _position_key(config)) and not any(name in overrides for name in POSITION_KEYS):
+        if (
+            block_size
+            and (key := _position_key(config))
+            and not any(name in overrides for name in POSITION_KEYS)
+        ):
             setattr(config, key, block_size)
     for key, value in overrides.items():
         if not hasattr(config, key):
-            raise UsageError(f"config_overrides names {key}, which a {config.model_type} configuration does not have")
+            raise UsageError(
+                f"config_overrides names {key}, which a {config.model_type} configuration does not have"
+            )
         setattr(config, key, value)
     return config
 
 
-def build_model(config, tokenizer: PreTrainedTokenizerFast, *, dtype: str, attn_implementation: str | None) -> PreTrainedModel:
+def build_model(
+    config, tokenizer: PreTrainedTokenizerFast, *, dtype: str, attn_implementation: str | None
+) -> PreTrainedModel:
     """A new model whose embedding has exactly the rows that the tokenizer needs."""
     config.vocab_size = len(tokenizer)
     config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     config.pad_token_id = tokenizer.pad_token_id
     try:
-        return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), attn_implementation=attn_implementation)
+        return AutoModelForCausalLM.from_config(
+            config, dtype=getattr(torch, dtype), attn_implementation=attn_implementation
+        )
     except (ValueError, ImportError) as error:
-        raise UsageError(f"a {config.model_type} model cannot be built so: {str(error).strip().splitlines()[0]}") from error
+        raise UsageError(
+            f"a {config.model_type} model cannot be built so: {str(error).strip().splitlines()[0]}"
+        ) from error
 
 
 def fit_embedding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -108,7 +135,9 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folde
 def default_block_size(positions: int | None, asked: int | None) -> int:
     """Tokens in a block: as asked, else what the model attends to, at most 1,024."""
     if asked and positions and asked > positions:
-        raise UsageError(f"block_size is {asked}, but the model has {positions} positions; use --block_size {positions} or less")
+        raise UsageError(
+            f"block_size is {asked}, but the model has {positions} positions; use --block_size {positions} or less"
+        )
     return asked or min(positions or LARGEST_DEFAULT_BLOCK, LARGEST_DEFAULT_BLOCK)
 
 
@@ -128,10 +157,20 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     groups: dict[str, list[nn.Parameter]] = {"matrices": [], "embeddings": [], "vectors": []}
     for parameter in model.parameters():
         if parameter.requires_grad:
-            kind = "embeddings" if id(parameter) in embeddings else "matrices" if parameter.ndim >= 2 else "vectors"
+            kind = (
+                "embeddings"
+                if id(parameter) in embeddings
+                else "matrices"
+                if parameter.ndim >= 2
+                else "vectors"
+            )
             groups[kind].append(parameter)
     decay = {"matrices": weight_decay, "embeddings": 0.0, "vectors": 0.0}
-    return [{"name": name, "params": params, "weight_decay": decay[name]} for name, params in groups.items() if params]
+    return [
+        {"name": name, "params": params, "weight_decay": decay[name]}
+        for name, params in groups.items()
+        if params
+    ]
 
 
 def num_parameters(model: nn.Module) -> int:

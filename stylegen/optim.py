@@ -8,7 +8,9 @@ from transformers import get_scheduler
 
 from stylegen.config import UsageError
 
-DECAY_FRACTION = 0.2  # of all steps, the last part of warmup_stable_decay unless num_decay_steps says otherwise
+DECAY_FRACTION = (
+    0.2  # of all steps, the last part of warmup_stable_decay unless num_decay_steps says otherwise
+)
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -21,7 +23,11 @@ class MuonWithAdamW(torch.optim.Optimizer):
     def __init__(self, groups: list[dict[str, Any]], lr: float, **adamw: Any):
         self.parts: tuple[torch.optim.Optimizer, ...] = ()
         super().__init__(groups, {"lr": lr, **adamw})
-        matrices = [group for group in groups if group["name"] == "matrices" and all(p.ndim == 2 for p in group["params"])]
+        matrices = [
+            group
+            for group in groups
+            if group["name"] == "matrices" and all(p.ndim == 2 for p in group["params"])
+        ]
         others = [group for group in groups if group not in matrices]
         muon = torch.optim.Muon(_plain(matrices), lr=lr, adjust_lr_fn="match_rms_adamw")
         self.parts = (muon, torch.optim.AdamW(_plain(others), lr=lr, **adamw))

@@ -37,8 +37,14 @@ def write_report(run_dir: Path) -> list[Path]:
     figures = draw_figures(rows, run_dir / "figures")
     values = _page_values(run_dir, rows, settings)
     images = {path.name: base64.b64encode(path.read_bytes()).decode() for path in figures}
-    for name, template in (("report.md", "report.md.j2"), ("report.html", "report.html.j2"), ("README.md", "card.md.j2")):
-        page = TEMPLATES.get_template(template).render(values, figures=[path.name for path in figures], images=images)
+    for name, template in (
+        ("report.md", "report.md.j2"),
+        ("report.html", "report.html.j2"),
+        ("README.md", "card.md.j2"),
+    ):
+        page = TEMPLATES.get_template(template).render(
+            values, figures=[path.name for path in figures], images=images
+        )
         (run_dir / name).write_text(page, encoding="utf-8")
     return figures
 
@@ -47,8 +53,12 @@ def summarize(run_dir: Path) -> str:
     """The table that ends a run: start, best and last evaluation, and where everything lies."""
     rows, settings = _read_run(run_dir)
     values = _page_values(run_dir, rows, settings)
-    lines = [f"{values['name']}: {values['steps']:,} steps, {values['epochs']:.2f} epochs, {values['tokens']:,} tokens"]
-    lines.append(f"{'':10}{'step':>8}{'epoch':>8}{'loss':>10}{'accuracy':>10}{'perplexity':>12}{'bits/byte':>11}")
+    lines = [
+        f"{values['name']}: {values['steps']:,} steps, {values['epochs']:.2f} epochs, {values['tokens']:,} tokens"
+    ]
+    lines.append(
+        f"{'':10}{'step':>8}{'epoch':>8}{'loss':>10}{'accuracy':>10}{'perplexity':>12}{'bits/byte':>11}"
+    )
     for name in ("start", "best", "last"):
         if (row := values[name]) is not None:
             lines.append(
@@ -56,7 +66,9 @@ def summarize(run_dir: Path) -> str:
                 f"{row['eval/accuracy']:>10.2%}{row['eval/perplexity']:>12.2f}{row['eval/bits_per_byte']:>11.4f}"
             )
     if values["got_worse"]:
-        lines.append("no evaluation after training was better than the one before it; try a lower --learning_rate")
+        lines.append(
+            "no evaluation after training was better than the one before it; try a lower --learning_rate"
+        )
     return "\n".join(lines)
 
 
@@ -107,7 +119,9 @@ def _page_values(run_dir: Path, rows: list[dict[str, Any]], settings: dict[str, 
     }
 
 
-def _with_training_loss(training: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _with_training_loss(
+    training: list[dict[str, Any]], evaluations: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
     previous, table = 0.0, []
     for row in evaluations:
         loss = training_loss_between(training, previous, row["train/epoch"])

@@ -44,7 +44,11 @@ class StopRequest:
                      (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}  # fmt: skip
 
     def _on_signal(self, number: int, frame: Any) -> None:
-        if self.reason and number == signal.SIGINT and time.monotonic() - self._since > SECOND_INTERRUPT_SECONDS:
+        if (
+            self.reason
+            and number == signal.SIGINT
+            and time.monotonic() - self._since > SECOND_INTERRUPT_SECONDS
+        ):
             raise KeyboardInterrupt
         if self.reason is None:
             self.reason, self._since = signal.Signals(number).name, time.monotonic()
@@ -80,7 +84,7 @@ def build_accelerator(mixed_precision: str) -> Accelerator:
 
 
 def resolve_precision(asked: str) -> str:
-    """"auto" takes the launcher's precision, else bf16 where the hardware multiplies it, else no."""
+    """ "auto" takes the launcher's precision, else bf16 where the hardware multiplies it, else no."""
     launcher = os.environ.get("ACCELERATE_MIXED_PRECISION")
     if asked != "auto":
         if launcher not in (None, "no", asked):
@@ -144,7 +148,16 @@ def restore_random_state(state: dict[str, Any]) -> None:
 
 def describe_environment(accelerator: Accelerator, precision: str) -> dict[str, Any]:
     """What ran, for environment.json: versions, commit, processes, device, precision."""
-    packages = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "deepspeed", "wandb")
+    packages = (
+        "torch",
+        "transformers",
+        "accelerate",
+        "datasets",
+        "tokenizers",
+        "numpy",
+        "deepspeed",
+        "wandb",
+    )
     device = accelerator.device
     return {
         "stylegen": stylegen.__version__,
@@ -161,7 +174,7 @@ def describe_environment(accelerator: Accelerator, precision: str) -> dict[str, 
 
 
 def pick_device(name: str) -> torch.device:
-    """"auto" is a GPU if there is one. Raises UsageError for a device that this machine does not have."""
+    """ "auto" is a GPU if there is one. Raises UsageError for a device that this machine does not have."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, there in available.items() if there))
@@ -189,7 +202,9 @@ def _multiplies_bf16() -> bool:
 def _git_commit() -> str | None:
     root = Path(stylegen.__file__).parent.parent
     try:
-        answer = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
+        answer = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() or None

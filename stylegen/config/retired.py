@@ -30,7 +30,6 @@ def _max_steps(value: Any) -> Values:
     return {} if str(value) == "-1" else {"max_train_steps": value}
 
 
-
 def _refused(remedy: str) -> Callable[[Any], Values]:
     def refuse(value: Any) -> Values:
         raise UsageError(remedy)
@@ -43,7 +42,9 @@ def _ignored(value: Any) -> Values:
 
 
 _TOKEN = "is not taken, so that no secret lands in a log; set HF_TOKEN or WANDB_API_KEY in the environment"
-_LAUNCHER = "belongs to the launcher: accelerate launch --config_file configs/accelerate/X.yaml run_clm.py ..."
+_LAUNCHER = (
+    "belongs to the launcher: accelerate launch --config_file configs/accelerate/X.yaml run_clm.py ..."
+)
 
 # name: (translation, what the warning says; "" for no warning)
 RETIRED: dict[str, tuple[Callable[[Any], Values], str]] = {

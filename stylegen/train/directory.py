@@ -13,7 +13,15 @@ from stylegen.config.checks import differences
 
 SETTINGS = "config.yaml"
 # Everything that a run writes into its directory; nothing else there is ever touched.
-RECORDS = (SETTINGS, "environment.json", "metrics.jsonl", "wandb_run_id", "report.md", "report.html", "README.md")
+RECORDS = (
+    SETTINGS,
+    "environment.json",
+    "metrics.jsonl",
+    "wandb_run_id",
+    "report.md",
+    "report.html",
+    "README.md",
+)
 MODEL_FILES = (
     "config.json", "generation_config.json", "model*.safetensors*", "tokenizer*", "special_tokens_map.json",
     "added_tokens.json", "vocab.*", "merges.txt", "chat_template*",
@@ -40,7 +48,9 @@ def previous_settings(folder: Path) -> dict[str, Any] | None:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError:
-        raise UsageError(f"{path} is damaged; restore it, or start afresh with --overwrite_output_dir") from None
+        raise UsageError(
+            f"{path} is damaged; restore it, or start afresh with --overwrite_output_dir"
+        ) from None
 
 
 def refuse_changes(previous: dict[str, Any], arguments: TrainArguments, folder: Path) -> None:

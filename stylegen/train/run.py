@@ -50,7 +50,9 @@ def train(arguments: TrainArguments, train_files: list[Path], validation_files: 
     already_done = run.resumed_at is not None and _is_last(run, state)
     try:
         if already_done:
-            logger.info(f"{run.directory} has finished at step {state.step}; give more epochs or steps to go on")
+            logger.info(
+                f"{run.directory} has finished at step {state.step}; give more epochs or steps to go on"
+            )
         else:
             run.tracker.start_trackers(
                 arguments.report_to, project=arguments.project, run_name=arguments.run_name or "", group=arguments.group,
@@ -76,7 +78,11 @@ def loop(run: Run, state: State, stop: StopRequest) -> str | None:
         last = _is_last(run, state)
         # What a resumed step asks for was done before its checkpoint was written.
         if state.step != run.resumed_at:
-            if last or _is_due(arguments.eval_steps, state.step, run) or (state.step == 0 and arguments.eval_on_start):
+            if (
+                last
+                or _is_due(arguments.eval_steps, state.step, run)
+                or (state.step == 0 and arguments.eval_on_start)
+            ):
                 evaluate_model(run, state)
                 last = _is_last(run, state)
             if last or _is_due(arguments.sample_steps, state.step, run):
@@ -102,14 +108,20 @@ def train_step(run: Run, state: State, watch: Stopwatch) -> float:
     started = time.perf_counter()
     arguments, accelerator = run.arguments, run.accelerator
     epoch, position = divmod(state.step, run.steps_per_epoch)
-    indices = step_indices(arguments.seed, epoch, position, len(run.train_blocks), arguments.total_batch_size or 0)
+    indices = step_indices(
+        arguments.seed, epoch, position, len(run.train_blocks), arguments.total_batch_size or 0
+    )
     tokens = run.train_blocks.num_labels(indices)
     set_learning_rate(run.optimizer, run.schedule(state.step))
     world_size = accelerator.num_processes
-    shares = micro_batches(indices, arguments.per_device_train_batch_size, world_size, accelerator.process_index)
+    shares = micro_batches(
+        indices, arguments.per_device_train_batch_size, world_size, accelerator.process_index
+    )
     for number, share in enumerate(shares):
         waiting = time.perf_counter()
-        batch = {name: tensor.to(accelerator.device) for name, tensor in run.train_blocks.batch(share).items()}
+        batch = {
+            name: tensor.to(accelerator.device) for name, tensor in run.train_blocks.batch(share).items()
+        }
         watch.data_seconds += time.perf_counter() - waiting
         is_last = number == len(shares) - 1
         with contextlib.nullcontext() if is_last else accelerator.no_sync(run.model):
@@ -149,7 +161,9 @@ def log_training(run: Run, state: State, watch: Stopwatch, grad_norm: float) -> 
 
 def evaluate_model(run: Run, state: State) -> None:
     """Evaluate and log; the best model after training began is kept aside. A collective."""
-    result = evaluate(run.model, run.validation_blocks, run.arguments.per_device_eval_batch_size, run.accelerator)
+    result = evaluate(
+        run.model, run.validation_blocks, run.arguments.per_device_eval_batch_size, run.accelerator
+    )
     run.tracker.log({**result.metrics(run.validation_bytes), **_axes(run, state)})
     if state.step == 0 and run.num_steps > 0:
         return  # the baseline is no candidate: the user asked for a trained model
@@ -172,7 +186,9 @@ def write_samples(run: Run, state: State) -> None:
         return
     arguments = run.arguments
     settings = SamplingSettings(
-        max_new_tokens=arguments.sample_max_new_tokens, temperature=arguments.sample_temperature, seed=SAMPLE_SEED
+        max_new_tokens=arguments.sample_max_new_tokens,
+        temperature=arguments.sample_temperature,
+        seed=SAMPLE_SEED,
     )
     with run.accelerator.autocast():
         pairs = list(write_texts(run.base_model, run.tokenizer, arguments.sample_prompts, settings))
@@ -243,7 +259,9 @@ def _axes(run: Run, state: State) -> dict[str, float]:
 def _sum_over_ranks(run: Run, value: float) -> float:
     if run.accelerator.num_processes == 1:
         return value
-    return run.accelerator.reduce(torch.tensor(value, dtype=torch.float64, device=run.accelerator.device)).item()
+    return run.accelerator.reduce(
+        torch.tensor(value, dtype=torch.float64, device=run.accelerator.device)
+    ).item()
 
 
 def _not_finite(run: Run, state: State, grad_norm: float) -> str:

@@ -78,7 +78,9 @@ class Run:
         return self.arguments.output_path
 
 
-def set_up(arguments: TrainArguments, train_files: list[Path], validation_files: list[Path]) -> tuple[Run, State]:
+def set_up(
+    arguments: TrainArguments, train_files: list[Path], validation_files: list[Path]
+) -> tuple[Run, State]:
     """Build the run and the state it starts from. Raises UsageError for what the user can put right."""
     accelerator = _start_process(arguments)
     arguments, config = _resolve(arguments, accelerator)
@@ -164,7 +166,9 @@ def _checkpoint_to_resume(arguments: TrainArguments) -> Path | None:
     elif arguments.overwrite_output_dir or not (folder / directory.SETTINGS).is_file():
         return None
     elif asked == "never":
-        raise UsageError(f"{folder} holds a run; choose another --output_dir, or start afresh with --overwrite_output_dir")
+        raise UsageError(
+            f"{folder} holds a run; choose another --output_dir, or start afresh with --overwrite_output_dir"
+        )
     else:
         newest = newest_checkpoint(folder)
         if newest is None and directory.has_model(folder):
@@ -180,14 +184,20 @@ def _checkpoint_to_resume(arguments: TrainArguments) -> Path | None:
     return checkpoint
 
 
-def _prepare_text(arguments: TrainArguments, train_files: list[Path], validation_files: list[Path]) -> TokenCache:
+def _prepare_text(
+    arguments: TrainArguments, train_files: list[Path], validation_files: list[Path]
+) -> TokenCache:
     """Documents -> split -> tokenizer -> token cache."""
     if arguments.dataset_name:
-        documents = list(read_dataset(arguments.dataset_name, arguments.dataset_config_name, arguments.text_column))
+        documents = list(
+            read_dataset(arguments.dataset_name, arguments.dataset_config_name, arguments.text_column)
+        )
     else:
         documents = list(read_documents(train_files, arguments.text_column))
     if not any(documents):
-        raise UsageError(f"{arguments.dataset_name or ', '.join(map(str, train_files))} is empty; give a file with text in it")
+        raise UsageError(
+            f"{arguments.dataset_name or ', '.join(map(str, train_files))} is empty; give a file with text in it"
+        )
     if validation_files:
         train, validation = documents, list(read_documents(validation_files, arguments.text_column))
     else:
@@ -225,7 +235,9 @@ def _cut_blocks(arguments: TrainArguments, cache: TokenCache) -> tuple[Blocks, B
     )
 
 
-def _build_model(arguments: TrainArguments, config, cache: TokenCache, checkpoint: Path | None) -> PreTrainedModel:
+def _build_model(
+    arguments: TrainArguments, config, cache: TokenCache, checkpoint: Path | None
+) -> PreTrainedModel:
     """The model to train on: of the checkpoint, the pretrained one, or a new one."""
     options: dict[str, Any] = {"dtype": arguments.dtype, "attn_implementation": arguments.attn_implementation}
     if checkpoint:
@@ -262,5 +274,3 @@ def _describe(run: Run, cache: TokenCache) -> None:
         f"{arguments.total_batch_size} blocks, {run.steps_per_epoch:,} a pass over the text, "
         f"precision {arguments.mixed_precision}, {run.accelerator.device}"
     )
-
-

