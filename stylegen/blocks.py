@@ -162,22 +162,22 @@ def predicted_bytes(stream: TokenStream, num_labels: int, tokenizer: PreTrainedT
     All of them: the text without its first token. Fewer: what they decode to, separators not counted.
     """
     if num_labels == len(stream.tokens) - 1:
-        first = tokenizer.decode(stream.tokens[:1].tolist(), skip_special_tokens=True)
+        first = str(tokenizer.decode(stream.tokens[:1].tolist(), skip_special_tokens=True))
         return max(stream.counts.num_bytes - len(first.encode()), 1)
-    text = tokenizer.decode(stream.tokens[1 : num_labels + 1].tolist(), skip_special_tokens=True)
+    text = str(tokenizer.decode(stream.tokens[1 : num_labels + 1].tolist(), skip_special_tokens=True))
     return max(len(text.encode()), 1)
 
 
 def describe(name: str, stream: TokenStream, blocks: Blocks) -> str:
     """One line for the log: what a side is made of, and how much of it is used."""
     counts, used = stream.counts, blocks.num_labels(np.arange(len(blocks)))
-    total = len(stream.tokens) - 1
     last = blocks.num_labels(np.array([len(blocks) - 1]))
     partial = f", the last with {last}" if last < blocks.block_size else ""
+    plural = "" if counts.documents == 1 else "s"
     return (
-        f"{name}: {counts.documents:,} document{'s' if counts.documents != 1 else ''}, {counts.characters:,} characters, "
-        f"{counts.tokens:,} tokens, {len(blocks):,} blocks of {blocks.block_size}{partial}; "
-        f"kept {100 * used / total:.2f} % of the tokens"
+        f"{name}: {counts.documents:,} document{plural}, {counts.characters:,} characters, {counts.tokens:,} tokens, "
+        f"{len(blocks):,} blocks of {blocks.block_size}{partial}; "
+        f"kept {100 * used / (len(stream.tokens) - 1):.2f} % of the tokens"
     )
 
 

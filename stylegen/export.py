@@ -7,7 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stylegen.checkpoint import newest_checkpoint
 from stylegen.config import UsageError
-from stylegen.model import load_model
+from stylegen.model import embedding_rows, load_model
 from stylegen.tokenizer import load_tokenizer
 
 BEST = "best"  # the best model of a run that has not ended
@@ -25,8 +25,7 @@ def find_model(checkpoint: str) -> str:
             path.is_absolute()
             or checkpoint.startswith((".", "~"))
             or checkpoint.count("/") > 1
-            or path.parent.exists()
-            and path.parent != Path(".")
+            or (path.parent.exists() and path.parent != Path("."))
         ):
             raise UsageError(
                 f"{checkpoint} does not exist; give a run directory, a checkpoint, a model folder or a hub id"
@@ -53,9 +52,10 @@ def load_for_writing(
     folder = find_model(checkpoint)
     tokenizer = load_tokenizer(folder)
     model = load_model(folder, revision=None, dtype=dtype, attn_implementation=None)
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = embedding_rows(model)
     if len(tokenizer) > rows:
         raise UsageError(
             f"the tokenizer in {folder} has {len(tokenizer)} words, the model {rows}; they do not belong together"
         )
-    return model.to(device).eval(), tokenizer
+    model.to(device)  # type: ignore[arg-type]
+    return model.eval(), tokenizer

@@ -1,5 +1,6 @@
 """The plots of a run, drawn from the rows of metrics.jsonl."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def training_loss_between(training: Rows, after: float, until: float) -> float:
 def _loss_by_epoch(training: Rows, evaluations: Rows, path: Path) -> Path:
     figure, axes = _axes("Loss by epoch", "epoch", "loss (nats per token)")
     epochs = [row["train/epoch"] for row in evaluations]
-    spans = list(zip(epochs, epochs[1:], strict=False))
+    spans = list(itertools.pairwise(epochs))
     means = [(until, training_loss_between(training, after, until)) for after, until in spans]
     means = [(epoch, loss) for epoch, loss in means if loss == loss]
     if means:

@@ -122,8 +122,13 @@ def build_model(
 
 def fit_embedding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
     """Add embedding rows if the tokenizer has words that the model does not; never takes rows away."""
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+    if len(tokenizer) > embedding_rows(model):
         model.resize_token_embeddings(len(tokenizer))
+
+
+def embedding_rows(model: PreTrainedModel) -> int:
+    """Words the model has an embedding for; some models have more than their tokenizer."""
+    return model.get_input_embeddings().weight.size(0)  # type: ignore[operator]
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

@@ -33,7 +33,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self.parts = (muon, torch.optim.AdamW(_plain(others), lr=lr, **adamw))
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
-    def step(self, closure=None):  # type: ignore[override]
+    def step(self, closure=None):
         for part in self.parts:
             part.step()
 
@@ -50,7 +50,7 @@ def build_optimizer(
     name: str, groups: list[dict[str, Any]], learning_rate: float, betas: tuple[float, float], epsilon: float
 ) -> torch.optim.Optimizer:
     """`groups` as `model.parameter_groups` makes them; `name` is "adamw" or "muon"."""
-    options = {"betas": betas, "eps": epsilon, "fused": True}
+    options: dict[str, Any] = {"betas": betas, "eps": epsilon, "fused": True}
     if name == "muon":
         return MuonWithAdamW(groups, learning_rate, **options)
     return torch.optim.AdamW(_plain(groups), lr=learning_rate, **options)

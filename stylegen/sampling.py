@@ -267,4 +267,4 @@ class _Streamer(BaseStreamer):
 
 
 def _decode(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
-    return tokenizer.decode(list(ids), skip_special_tokens=True)
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True))

@@ -61,7 +61,7 @@ def train_tokenizer(
         backend = _byte_level_bpe(documents, vocab_size or fitting_vocab_size(sum(map(len, documents))), form)
     if form is not None:
         backend.normalizer = form
-    special = {name: END_OF_TEXT for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+    special = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), END_OF_TEXT)
     return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **special)
 
 

@@ -6,6 +6,7 @@ Trackers are Accelerate's. A tracker that fails is left out with one warning; it
 import json
 import logging
 import os
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -40,7 +41,7 @@ class Tracker:
     ) -> None:
         """Start the named trackers of Accelerate; wandb goes on in the run that wandb_run_id names."""
         for name in names if self.is_main else ():
-            self._guarded(name, lambda name=name: self._start(name, project, run_name, group, config))  # type: ignore[misc]
+            self._guarded(name, self._start, name, project, run_name, group, config)
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one event. `row` carries train/global_step, train/epoch and train/tokens_seen."""
@@ -51,21 +52,19 @@ class Tracker:
         self.file.flush()
         for tracker in list(self.trackers):
             # wandb drops rows that go back in its own step, so it gets the axis as a value instead.
-            step = None if tracker.name == "wandb" else row[AXIS]
-            self._guarded(tracker.name, lambda t=tracker, s=step: t.log(row, step=s), tracker)  # type: ignore[misc]
+            self._guarded(tracker.name, tracker.log, row, step=None if tracker.name == "wandb" else row[AXIS])
         self._show(row)
 
     def log_samples(self, step: int, texts: list[str]) -> None:
         """Samples as text, to trackers that show text."""
         for tracker in list(self.trackers):
             if tracker.name == "wandb":
-                rows = [[step, text] for text in texts]
                 self._guarded(
-                    "wandb", lambda t=tracker, r=rows: t.log_table("samples", ["step", "text"], r), tracker
-                )  # type: ignore[misc]
+                    "wandb", tracker.log_table, "samples", ["step", "text"], [[step, text] for text in texts]
+                )
             else:
                 values = {f"samples/{number}": text for number, text in enumerate(texts)}
-                self._guarded(tracker.name, lambda t=tracker, v=values: t.log(v, step=step), tracker)  # type: ignore[misc]
+                self._guarded(tracker.name, tracker.log, values, step=step)
 
     def say(self, message: str) -> None:
         """A line for the user, beside the progress bar."""
@@ -73,7 +72,7 @@ class Tracker:
 
     def finish(self) -> None:
         """Close everything; safe to call twice."""
-        for tracker in self.trackers:
+        for tracker in list(self.trackers):
             self._guarded(tracker.name, tracker.finish)
         self.trackers = []
         if self.bar is not None:
@@ -102,20 +101,17 @@ class Tracker:
     def _wandb_run_id(self) -> str:
         path = self.run_dir / "wandb_run_id"
         if not path.exists():
-            import wandb
-
-            path.write_text(os.environ.get("WANDB_RUN_ID") or wandb.util.generate_id())
+            path.write_text(os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
         return path.read_text().strip()
 
-    def _guarded(self, name: str, action: Callable[[], Any], tracker: Any = None) -> None:
+    def _guarded(self, name: str, action: Callable[..., Any], *values: Any, **options: Any) -> None:
         try:
-            action()
+            action(*values, **options)
         except Exception as error:
             logger.warning(
                 f"warning: {name} failed and is left out from here on: {type(error).__name__}: {error}"
             )
-            if tracker in self.trackers:
-                self.trackers.remove(tracker)
+            self.trackers = [tracker for tracker in self.trackers if tracker.name != name]
 
     def _show(self, row: dict[str, Any]) -> None:
         step = row[AXIS]
@@ -158,7 +154,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def _open_for_append(path: Path) -> TextIO:
     """Open the log; a half-written last line of a killed run is ended first, so that it spoils no other."""
     torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
-    file = open(path, "a", encoding="utf-8")
+    file = open(path, "a", encoding="utf-8")  # noqa: SIM115  closed by Tracker.finish
     if torn:
         file.write("\n")
     return file

@@ -18,7 +18,7 @@ os.environ |= {
     "WANDB_SILENT": "true",
 }
 
-WORDS = (
+WORDS = (  # noqa: SIM905  a list of words is easier to read so
     "the king queen night crown sword day light heart love good sweet noble lord lady speak hear come go "
     "stand know think fear hope death life world time hand eye blood tongue word name honour grace peace war"
 ).split()
@@ -76,7 +76,7 @@ def train(tmp_path: Path, text_file: Path, monkeypatch):
 
 @pytest.fixture
 def command(tmp_path: Path):
-    """Run a root script in a process of its own: `command("run_clm.py", ...)` returns the finished process."""
+    """Run a root script in its own process: `command("run_clm.py", ...)` returns the finished process."""
 
     def run(script: str, *arguments: str, environment: dict[str, str] | None = None, timeout: float = 300):
         return subprocess.run(

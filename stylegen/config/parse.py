@@ -161,11 +161,15 @@ def _build_parser(cls: Any, positional: str | None, usage: str) -> _Parser:
 
 def _help_text(field: dataclasses.Field) -> str:
     text = field.metadata["help"].replace("%", "%%")
-    default = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
+    default = _default(field)
     if "(default" in text or default in (None, [], {}, False):
         return text
     shown = " ".join(repr(item) for item in default) if isinstance(default, list) else default
     return f"{text} (default: {shown})"
+
+
+def _default(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _metavar(field: dataclasses.Field, hint: Any) -> str:

@@ -45,20 +45,14 @@ class Stopwatch:
 def train(arguments: TrainArguments, train_files: list[Path], validation_files: list[Path]) -> int:
     """Train as `arguments` say, from the files found for them; returns the exit code."""
     run, state = set_up(arguments, train_files, validation_files)
-    arguments = run.arguments
     stop = StopRequest()
-    already_done = run.resumed_at is not None and _is_last(run, state)
     try:
-        if already_done:
-            logger.info(
-                f"{run.directory} has finished at step {state.step}; give more epochs or steps to go on"
-            )
+        if run.resumed_at is not None and _is_last(run, state):
+            logger.info(f"{run.directory} finished at step {state.step}; give more epochs or steps to go on")
+            reason = None
         else:
-            run.tracker.start_trackers(
-                arguments.report_to, project=arguments.project, run_name=arguments.run_name or "", group=arguments.group,
-                config={**asdict(arguments), "data_fingerprint": run.fingerprint},
-            )  # fmt: skip
-        reason = None if already_done else loop(run, state, stop)
+            _start_trackers(run)
+            reason = loop(run, state, stop)
         if run.accelerator.is_main_process:
             _finish(run, reason)
         run.accelerator.wait_for_everyone()
@@ -212,6 +206,17 @@ def save(run: Run, state: State) -> None:
         lambda folder: save_model(run.base_model, run.tokenizer, folder), run.arguments.save_total_limit,
     )  # fmt: skip
     logger.info(f"saved {path}")
+
+
+def _start_trackers(run: Run) -> None:
+    arguments = run.arguments
+    run.tracker.start_trackers(
+        arguments.report_to,
+        project=arguments.project,
+        run_name=arguments.run_name or "",
+        group=arguments.group,
+        config={**asdict(arguments), "data_fingerprint": run.fingerprint},
+    )
 
 
 def _finish(run: Run, stopped_by: str | None) -> None:
