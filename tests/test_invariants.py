@@ -1,0 +1,125 @@
+"""Equivalent runs give equal numbers: the tests that every change of the loop has to pass."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import evaluations, metrics, training_losses
+from safetensors.torch import load_file
+
+STEPS = ("--logging_steps", "1", "--eval_steps", "2", "--checkpointing_steps", "3", "--lr_scheduler_type", "cosine")
+# Eight blocks a step, and few enough blocks that six steps pass the end of an epoch and its short last group.
+BATCH = ("--per_device_train_batch_size", "8", "--max_train_samples", "21")
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def assert_bit_equal(first, second):
+    assert training_losses(first) == training_losses(second)
+    assert evaluations(first) == evaluations(second)
+    one, two = weights(first), weights(second)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def stopped_after(step, monkeypatch):
+    """Make the next training stop as if SIGTERM had come during that step."""
+    from stylegen.train import run
+
+    original = run.train_step
+
+    def train_step(current, state, watch):
+        norm = original(current, state, watch)
+        if state.step == step:
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGTERM)
+        return norm
+
+    monkeypatch.setattr(run, "train_step", train_step)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("stop", [3, 4, 5])
+def test_six_steps_are_some_and_the_rest_after_a_stop(train, monkeypatch, optimizer, stop):
+    flags = (*STEPS, *BATCH, "--optim", optimizer, "--max_train_steps", "6")
+    whole = train("whole", *flags)
+    with monkeypatch.context() as patch:
+        stopped_after(stop, patch)
+        parts = train("parts", *flags)
+        assert metrics(parts)[-1]["train/global_step"] <= stop
+        assert not (parts / "model.safetensors").exists()
+    train("parts", *flags)
+    assert_bit_equal(whole, parts)
+    assert [row["train/global_step"] for row in metrics(parts) if "train/loss" in row] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_same_command_gives_the_same_numbers(train):
+    flags = (*STEPS, *BATCH, "--max_train_steps", "3")
+    assert_bit_equal(train("first", *flags), train("second", *flags))
+
+
+def test_a_finished_run_goes_on_with_more_steps(train, capsys):
+    flags = (*STEPS, *BATCH, "--lr_scheduler_type", "constant")
+    whole = train("whole", *flags, "--max_train_steps", "6")
+    parts = train("parts", *flags, "--max_train_steps", "3")
+    before = (parts / "metrics.jsonl").read_text()
+    assert train("parts", *flags, "--max_train_steps", "3") == parts
+    assert (parts / "metrics.jsonl").read_text() == before
+    assert "finished at step 3; give more epochs or steps to go on" in capsys.readouterr().err
+    train("parts", *flags, "--max_train_steps", "6")
+    # The last turn of the shorter run evaluated step 3 as well.
+    assert training_losses(whole) == training_losses(parts)
+    assert [row for row in evaluations(parts) if row["train/global_step"] != 3] == evaluations(whole)
+
+
+@pytest.mark.parametrize("batch", [("1", "8"), ("2", "4"), ("3", None)])
+def test_accumulation_gives_the_gradient_of_the_big_batch(train, batch):
+    """Dropout is off, since it draws per forward pass; the short last group of the epoch is among the steps."""
+    off = "n_layer=2,n_head=2,n_embd=32,resid_pdrop=0,embd_pdrop=0,attn_pdrop=0"
+    # Plain SGD would compare gradients directly; with AdamW the gradient norm does, before its division.
+    flags = (*STEPS, "--max_train_samples", "21", "--config_overrides", off, "--max_train_steps", "6")
+    size, accumulation = batch
+    whole = train("whole", *flags, "--per_device_train_batch_size", "9" if accumulation is None else "8")
+    steps = "3" if accumulation is None else accumulation
+    parts = train("parts", *flags, "--per_device_train_batch_size", size, "--gradient_accumulation_steps", steps)
+    for one, two in zip(metrics(whole), metrics(parts), strict=True):
+        for name in ("train/loss", "train/grad_norm", "eval/loss"):
+            if name in one:
+                assert two[name] == pytest.approx(one[name], rel=1e-5)
+        assert one["train/tokens_seen"] == two["train/tokens_seen"]
+
+
+def test_evaluation_is_equal_for_any_batch_size(train):
+    results = []
+    for size in ("1", "7", "16"):
+        folder = train(f"batch-{size}", "--per_device_eval_batch_size", size, "--max_train_steps", "1")
+        results.append(evaluations(folder))
+    for rows in results[1:]:
+        for row, first in zip(rows, results[0], strict=True):
+            assert row["eval/tokens"] == first["eval/tokens"]
+            assert row["eval/accuracy"] == first["eval/accuracy"]
+            assert row["eval/loss"] == pytest.approx(first["eval/loss"], rel=1e-6)
+
+
+def test_evaluation_and_samples_do_not_disturb_the_training(train):
+    flags = ("--max_train_steps", "4", "--logging_steps", "1")
+    often = train("often", *flags, "--eval_steps", "1", "--sample_steps", "1", "--checkpointing_steps", "1")
+    seldom = train("seldom", *flags, "--eval_on_start", "false", "--sample_steps", "end", "--checkpointing_steps", "end")
+    assert training_losses(often) == training_losses(seldom)
+
+
+def test_every_block_is_seen_once_an_epoch(train, monkeypatch):
+    from stylegen.train import run
+
+    seen = []
+    original = run.step_indices
+    monkeypatch.setattr(run, "step_indices", lambda *values: seen.append(original(*values)) or seen[-1])
+    folder = train("epochs", *BATCH, "--num_train_epochs", "2")
+    assert [len(step) for step in seen] == [8, 8, 5, 8, 8, 5]
+    first, second = np.concatenate(seen[:3]), np.concatenate(seen[3:])
+    assert sorted(first) == sorted(second) == list(range(21))
+    assert list(first) != list(second)
+    assert metrics(folder)[-1]["train/epoch"] == 2.0

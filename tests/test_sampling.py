@@ -1,0 +1,597 @@
+"""Writing: every text against plain transformers, an exact expectation, or the distribution it must follow.
+
+Two kinds of model: tiny random ones, whose logits depend on everything before; and GPT-2s with hand-set weights,
+whose next token is known (`chain`) or whose distribution is the same everywhere (`urn`).
+"""
+
+import copy
+import logging
+import random
+import string
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_text
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from stylegen.model import build_model, scratch_config
+from stylegen.sampling import (
+    SamplingSettings,
+    _Draw,
+    _drawing,
+    _Streamer,
+    prompt_ids,
+    warn_of_long_prompts,
+    write_texts,
+)
+from stylegen.tokenizer import END_OF_TEXT, train_tokenizer
+
+CONTEXT = 32
+# Beyond the initial 0.02 the logits of an untrained model differ enough for the prompt to matter.
+RANDOM_WEIGHTS = {"initializer_range": 0.3}
+ARCHITECTURES = {
+    "gpt2": {"n_layer": 2, "n_head": 2, "n_embd": 32},
+    "llama": {
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+    },
+}
+PROMPTS = ["the king", "n", "", "Good night, sweet lady", "O"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer("char", [make_text(200) + string.ascii_letters], None, "none")
+
+
+@pytest.fixture(scope="module")
+def byte_tokenizer():
+    """Byte-level BPE without a single merge: every byte is a token."""
+    return train_tokenizer("bpe", ["a"], 257, "none")
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def model(request, tokenizer):
+    torch.manual_seed(1)
+    config = scratch_config(
+        request.param, None, ARCHITECTURES[request.param] | RANDOM_WEIGHTS, block_size=CONTEXT
+    )
+    return build_model(config, tokenizer, dtype="float32", attn_implementation=None).eval()
+
+
+@pytest.fixture
+def warnings(caplog):
+    """Messages of the logger, which does not hand them on once a command has started it."""
+    logger = logging.getLogger("stylegen")
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+
+
+def blank_gpt2(tokenizer, width: int, positions: int) -> GPT2LMHeadModel:
+    """A GPT-2 of zeros only: without blocks, positions or biases, to be given the weights that a test wants."""
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=positions, n_embd=width, n_layer=1, n_head=1,
+        tie_word_embeddings=False, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    blank = GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for parameter in blank.parameters():
+            parameter.zero_()
+    return blank
+
+
+def chain(tokenizer, following: dict[int, int], positions: int = CONTEXT) -> GPT2LMHeadModel:
+    """A model that is sure of the next token: `following[id]`. One-hot embeddings, a table as the output layer."""
+    made = blank_gpt2(tokenizer, len(tokenizer), positions)
+    with torch.no_grad():
+        made.transformer.wte.weight.copy_(torch.eye(len(tokenizer)))
+        made.transformer.ln_f.weight.fill_(1.0)
+        for before, after in following.items():
+            made.lm_head.weight[after, before] = 10.0
+    return made
+
+
+def urn(tokenizer, logits: dict[int, float], positions: int = CONTEXT) -> GPT2LMHeadModel:
+    """A model with the same logits at every place, whatever was there before; all others are out of reach."""
+    made = blank_gpt2(tokenizer, 2, positions)
+    with torch.no_grad():
+        made.transformer.ln_f.bias[0] = 1.0
+        made.lm_head.weight[:, 0] = -1e4
+        for token, logit in logits.items():
+            made.lm_head.weight[token, 0] = logit
+    return made
+
+
+def circle(ids: list[int]) -> dict[int, int]:
+    """Each id is followed by the next one, the last by the first."""
+    return dict(zip(ids, [*ids[1:], ids[0]], strict=True))
+
+
+def ids_of(tokenizer, text: str) -> list[int]:
+    return tokenizer(text)["input_ids"]
+
+
+def continuations(model, tokenizer, prompts, settings, **options) -> list[str]:
+    return [text for _, text in write_texts(model, tokenizer, prompts, settings, **options)]
+
+
+def differing(texts: list[str], expected: list[str]) -> list[int]:
+    """Numbers of the texts that are not as expected: pytest takes minutes to compare noise letter by letter."""
+    return [n for n, (one, other) in enumerate(zip(texts, expected, strict=True)) if one != other]
+
+
+def plain_generate(model, tokenizer, prompt: str, count: int, **options) -> list[str]:
+    """What transformers alone writes after one prompt, with no padding."""
+    ids = torch.tensor([ids_of(tokenizer, prompt) or [tokenizer.bos_token_id]])
+    output = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, **options
+    )
+    return tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+
+
+def even_draws(count: int) -> torch.Tensor:
+    """Numbers spread evenly over [0, 1), one a row: the counts of a draw are then its probabilities, +- rounding."""
+    return ((torch.arange(count, dtype=torch.float64) + 0.5) / count)[:, None]
+
+
+def drawn_counts(processors, scores: torch.Tensor, draws: torch.Tensor) -> np.ndarray:
+    """How often each token is drawn when every row of `draws` meets the same scores."""
+    rows = len(draws)
+    output = processors(torch.zeros(rows, 1, dtype=torch.long), scores.repeat(rows, 1))
+    assert ((output == 0).sum(-1) == 1).all() and (
+        (output == -torch.inf).sum(-1) == output.shape[-1] - 1
+    ).all()
+    return np.bincount(output.argmax(-1).numpy(), minlength=scores.shape[-1])
+
+
+def chi_square(counts: np.ndarray, probabilities: np.ndarray) -> float:
+    expected = counts.sum() * probabilities
+    return float(((counts - expected) ** 2 / expected).sum())
+
+
+# --- the same texts, whatever stands around them
+
+
+def test_a_seed_decides_the_texts(model, tokenizer):
+    def write(seed):
+        return continuations(model, tokenizer, PROMPTS, SamplingSettings(max_new_tokens=20, seed=seed))
+
+    assert write(7) == write(7)
+    assert all(one != other for one, other in zip(write(7), write(8), strict=True))
+
+
+def test_the_texts_of_one_prompt_differ_and_come_in_order(model, tokenizer):
+    settings = SamplingSettings(max_new_tokens=20)
+    pairs = list(write_texts(model, tokenizer, ["a", "b"], settings, num_return_sequences=3, batch_size=2))
+    assert [prompt for prompt, _ in pairs] == ["a", "a", "a", "b", "b", "b"]
+    assert len({text for _, text in pairs}) == 6
+
+
+@pytest.mark.parametrize("max_new_tokens", [8, 70], ids=["within the context", "beyond the context"])
+@pytest.mark.parametrize("batch_size", [3, 8])
+def test_texts_do_not_depend_on_the_batch_size(model, tokenizer, batch_size, max_new_tokens):
+    settings = SamplingSettings(max_new_tokens=max_new_tokens, temperature=1.0)
+    one_by_one, together = (
+        continuations(model, tokenizer, PROMPTS, settings, num_return_sequences=2, batch_size=size)
+        for size in (1, batch_size)
+    )
+    assert differing(together, one_by_one) == []
+
+
+@pytest.mark.parametrize("max_new_tokens", [8, 70], ids=["within the context", "beyond the context"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_text_does_not_depend_on_the_other_prompts(model, tokenizer, temperature, max_new_tokens):
+    settings = SamplingSettings(max_new_tokens=max_new_tokens, temperature=temperature)
+    (alone,) = continuations(model, tokenizer, ["n"], settings)
+    beside_a_longer = continuations(model, tokenizer, ["n", "Good night, sweet lady"], settings)
+    assert differing(beside_a_longer[:1], [alone]) == []
+
+
+def test_a_text_of_a_given_number_can_be_written_alone(model, tokenizer):
+    settings = SamplingSettings(max_new_tokens=20)
+    together = continuations(model, tokenizer, ["a", "b", "c"], settings)
+    assert continuations(model, tokenizer, ["c"], settings, first_number=2) == together[2:]
+
+
+def test_a_longer_text_begins_as_the_shorter_one(model, tokenizer):
+    short, long = (
+        continuations(model, tokenizer, PROMPTS[:2], SamplingSettings(max_new_tokens=count))
+        for count in (5, 20)
+    )
+    assert all(text.startswith(start) for text, start in zip(long, short, strict=True))
+
+
+# --- greedy and beams, against transformers
+
+
+def test_greedy_equals_transformers(model, tokenizer):
+    settings = SamplingSettings(max_new_tokens=9, temperature=0.0)
+    expected = [plain_generate(model, tokenizer, prompt, 9)[0] for prompt in PROMPTS]
+    assert continuations(model, tokenizer, PROMPTS, settings) == expected
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"do_sample": True, "temperature": 3.0},
+        {"num_beams": 3},
+        {"repetition_penalty": 9.0},
+        {"max_length": 9},
+        {"no_repeat_ngram_size": 1},
+        {"min_new_tokens": 20},
+        {"suppress_tokens": "the token it would write"},
+    ],
+    ids=lambda option: next(iter(option)),
+)
+def test_the_models_own_generation_config_changes_nothing(tokenizer, option):
+    """A folder's generation_config.json may ask for anything; the settings are all that counts."""
+    a, b, end = *ids_of(tokenizer, "ab"), tokenizer.eos_token_id
+    model = chain(tokenizer, {a: b, b: b, end: a})
+    if "suppress_tokens" in option:
+        option = {"suppress_tokens": [b]}
+    settings = SamplingSettings(max_new_tokens=12, temperature=0.0)
+    model.generation_config.update(**option)
+    assert continuations(model, tokenizer, ["a"], settings) == ["b" * 12]
+    ending = chain(tokenizer, {a: b, b: end, end: a})
+    ending.generation_config = model.generation_config
+    if "suppress_tokens" not in option:
+        assert continuations(ending, tokenizer, ["a"], settings) == ["b"]
+
+
+@pytest.mark.parametrize("num_return_sequences", [1, 3])
+def test_beam_search_equals_transformers(model, tokenizer, num_return_sequences):
+    settings = SamplingSettings(max_new_tokens=9, temperature=0.0, num_beams=3)
+    prompts = [prompt for prompt in PROMPTS for _ in range(num_return_sequences)]
+    expected = [
+        (prompt, text)
+        for prompt in PROMPTS
+        for text in plain_generate(
+            model, tokenizer, prompt, 9, num_beams=3, num_return_sequences=num_return_sequences
+        )
+    ]
+    pairs = list(write_texts(model, tokenizer, PROMPTS, settings, num_return_sequences=num_return_sequences))
+    assert [prompt for prompt, _ in pairs] == prompts
+    assert pairs == expected
+
+
+def test_beam_search_goes_as_far_as_the_context_reaches(tokenizer):
+    model = chain(tokenizer, circle(ids_of(tokenizer, "abcdefg")))
+    settings = SamplingSettings(max_new_tokens=100, temperature=0.0, num_beams=2)
+    (text,) = continuations(model, tokenizer, ["abc"], settings)
+    assert text == ("defgabc" * 20)[: CONTEXT - 3]
+
+
+def test_beam_search_takes_a_prompt_longer_than_the_context(tokenizer):
+    model = chain(tokenizer, circle(ids_of(tokenizer, "abcdefg")))
+    settings = SamplingSettings(max_new_tokens=10, temperature=0.0, num_beams=2)
+    assert continuations(model, tokenizer, ["abcdefg" * 10], settings) == ["abcdefgabc"]
+
+
+def test_beam_search_does_not_depend_on_the_other_prompts(model, tokenizer):
+    settings = SamplingSettings(max_new_tokens=25, temperature=0.0, num_beams=3)
+    (alone,) = continuations(model, tokenizer, ["n"], settings)
+    together = continuations(model, tokenizer, ["n", "Good night, sweet lady"], settings)
+    assert differing(together[:1], [alone]) == []
+
+
+# --- the draw
+
+LOGITS = torch.tensor([[2.0, -1.0, 0.5, -torch.inf, 1.4, 0.0, -0.3, 1.9]])
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
+def test_drawn_tokens_follow_the_softmax(temperature):
+    expected = (LOGITS[0].double() / temperature).softmax(-1).numpy()
+    settings = SamplingSettings(temperature=temperature)
+    counts = drawn_counts(_drawing(settings, even_draws(10_000), 1), LOGITS, even_draws(10_000))
+    # Evenly spread numbers leave only the rounding at the two ends of a token's share.
+    assert np.abs(counts - 10_000 * expected).max() <= 2
+
+
+def test_random_draws_follow_the_softmax():
+    draws = torch.rand(5000, 1, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    counts = drawn_counts(_Draw(draws, 1), LOGITS, draws)
+    possible = LOGITS[0] > -torch.inf
+    assert counts[3] == 0
+    probabilities = LOGITS[0, possible].double().softmax(-1).numpy()
+    assert (
+        chi_square(counts[possible.numpy()], probabilities) < 27.9
+    )  # 99.99 % of the time, 6 degrees of freedom
+
+
+@pytest.mark.parametrize("number", [0.0, 1 - 2**-53], ids=["the smallest", "the largest"])
+def test_the_extreme_numbers_draw_only_possible_tokens(number):
+    scores = torch.tensor([[-torch.inf, 1.0, 2.0, -torch.inf]])
+    output = _Draw(torch.tensor([[number]], dtype=torch.float64), 1)(
+        torch.zeros(1, 1, dtype=torch.long), scores
+    )
+    assert output.argmax(-1).item() == (1 if number == 0 else 2)
+
+
+def test_a_large_vocabulary_is_drawn_without_bias():
+    """Sums over 50,257 small probabilities must not drift: evenly spread numbers hit each quarter equally."""
+    scores = torch.zeros(1, 50_257)
+    draws = even_draws(400)
+    output = _Draw(draws, 1)(torch.zeros(400, 1, dtype=torch.long), scores.expand(400, -1))
+    quarters = np.bincount(output.argmax(-1).numpy() * 4 // 50_257, minlength=4)
+    assert np.abs(quarters - 100).max() <= 1
+
+
+def nucleus(probabilities: np.ndarray, settings: SamplingSettings) -> set[int]:
+    """The tokens that top-k, then top-p, then min-p leave, by their definitions."""
+    order = sorted(range(len(probabilities)), key=lambda token: -probabilities[token])
+    kept = order[: settings.top_k] if settings.top_k else order
+    total = sum(probabilities[token] for token in kept)
+    chosen, reached = [], 0.0
+    for token in kept:
+        if reached < settings.top_p:
+            chosen.append(token)
+            reached += probabilities[token] / total
+    smallest = settings.min_p * probabilities[order[0]]
+    return {token for token in chosen if probabilities[token] >= smallest and probabilities[token] > 0}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"top_k": 1},
+        {"top_k": 3},
+        {"top_k": 100},
+        {"top_p": 0.01},
+        {"top_p": 0.6},
+        {"top_p": 0.9},
+        {"min_p": 0.2},
+        {"min_p": 0.7},
+        {"top_k": 4, "top_p": 0.8},
+        {"top_k": 5, "top_p": 0.95, "min_p": 0.3},
+        # The temperature comes first: it decides how many tokens the probabilities p cover.
+        {"top_p": 0.6, "temperature": 3.0},
+        {"top_p": 0.6, "temperature": 0.3},
+        {"min_p": 0.2, "temperature": 3.0},
+    ],
+    ids=str,
+)
+def test_only_tokens_of_the_set_are_drawn_each_by_its_share(options):
+    settings = SamplingSettings(**{"temperature": 1.0, **options})
+    probabilities = (LOGITS[0].double() / settings.temperature).softmax(-1).numpy()
+    allowed = nucleus(probabilities, settings)
+    counts = drawn_counts(_drawing(settings, even_draws(10_000), 1), LOGITS, even_draws(10_000))
+    assert set(np.flatnonzero(counts)) == allowed
+    shares = np.array([p if token in allowed else 0.0 for token, p in enumerate(probabilities)])
+    assert np.abs(counts - 10_000 * shares / shares.sum()).max() <= 2
+
+
+def test_written_tokens_follow_the_models_distribution_one_independent_of_the_next(tokenizer):
+    """Through the whole way: texts, places in a text and window slides each have numbers of their own."""
+    letters = ids_of(tokenizer, "abc")
+    model = urn(tokenizer, dict(zip(letters, (0.0, 0.7, 1.2), strict=True)))
+    texts = continuations(
+        model, tokenizer, [""], SamplingSettings(max_new_tokens=60, temperature=1.0),
+        num_return_sequences=80, batch_size=80,
+    )  # fmt: skip
+    places = np.array([["abc".index(letter) for letter in text] for text in texts])
+    assert places.shape == (80, 60)
+    probabilities = torch.tensor([0.0, 0.7, 1.2], dtype=torch.float64).softmax(-1).numpy()
+    counts = np.bincount(places.flatten(), minlength=3)
+    assert chi_square(counts, probabilities) < 18.4  # 99.99 %, 2 degrees of freedom
+    pairs = np.outer(probabilities, probabilities).flatten()
+    in_a_text = np.bincount((places[:, :-1:2] * 3 + places[:, 1::2]).flatten(), minlength=9)
+    assert chi_square(in_a_text, pairs) < 31.8  # 99.99 %, 8 degrees of freedom
+    of_two_texts = np.bincount((places[::2] * 3 + places[1::2]).flatten(), minlength=9)
+    assert chi_square(of_two_texts, pairs) < 31.8
+
+
+# --- repetition, ends, beginnings
+
+
+def test_repetition_penalty_makes_tokens_already_there_less_likely(tokenizer):
+    a, b, c = ids_of(tokenizer, "abc")
+    model = urn(tokenizer, {a: 4.0, b: 3.0, c: 2.5})
+    without, with_penalty = (
+        continuations(
+            model,
+            tokenizer,
+            [""],
+            SamplingSettings(max_new_tokens=6, temperature=0.0, repetition_penalty=penalty),
+        )
+        for penalty in (1.0, 2.0)
+    )
+    assert without == ["aaaaaa"]
+    # a halves to 2, then b to 1.5, then c to 1.25; a is the best of what is left, and is not halved again.
+    assert with_penalty == ["abcaaa"]
+
+
+def test_padding_is_no_repetition(tokenizer):
+    """Padding is <|endoftext|>: were it penalized, short prompts beside long ones would not end."""
+    a, b = ids_of(tokenizer, "ab")
+    model = urn(tokenizer, {a: 4.0, tokenizer.eos_token_id: 3.0, b: 1.0})
+    settings = SamplingSettings(max_new_tokens=6, temperature=0.0, repetition_penalty=2.0)
+    assert continuations(model, tokenizer, ["b"], settings) == ["a"]
+    assert continuations(model, tokenizer, ["b", "bbbb"], settings) == ["a", "a"]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_a_text_stops_at_the_end_of_text(tokenizer, temperature, num_beams):
+    if num_beams > 1 and temperature:
+        pytest.skip("beam search does not draw")
+    a, b, c, d = ids_of(tokenizer, "abcd")
+    end = tokenizer.eos_token_id
+    # After the end the model would go on with d; the second prompt needs three tokens more to get there.
+    model = chain(tokenizer, {**circle([a, b, c, end]), end: d, d: d})
+    settings = SamplingSettings(max_new_tokens=10, temperature=temperature, num_beams=num_beams)
+    assert continuations(model, tokenizer, ["b", "a", "c", "d"], settings) == ["c", "bc", "", "d" * 10]
+
+
+def test_an_empty_prompt_starts_at_the_end_of_text(tokenizer):
+    a, b = ids_of(tokenizer, "ab")
+    model = chain(tokenizer, {tokenizer.eos_token_id: b, b: a, a: a})
+    assert tokenizer.convert_ids_to_tokens(prompt_ids(tokenizer, "")) == [END_OF_TEXT]
+    pairs = write_texts(model, tokenizer, [""], SamplingSettings(max_new_tokens=3, temperature=0.0))
+    assert list(pairs) == [("", "baa")]
+
+
+def test_an_empty_prompt_takes_the_beginning_of_text_where_a_tokenizer_has_one():
+    backend = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "word": 2}, unk_token="<s>"))
+    both = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+    assert prompt_ids(both, "") == [0]
+
+
+def test_the_space_before_the_first_new_word_is_kept():
+    """SentencePiece-like decoders drop the space in front of a text, but a continuation is no beginning."""
+    backend = Tokenizer(models.WordLevel({"<s>": 0, "▁the": 1, "▁king": 2}, unk_token="<s>"))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    special = dict.fromkeys(("bos_token", "eos_token", "pad_token"), "<s>")
+    words = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+    model = chain(words, {1: 2, 2: 1})
+    pairs = write_texts(model, words, ["the"], SamplingSettings(max_new_tokens=3, temperature=0.0))
+    assert [prompt + text for prompt, text in pairs] == ["the king the king"]
+
+
+# --- beyond the context
+
+
+@pytest.mark.parametrize("context", [1, 2, 3, 32])
+@pytest.mark.parametrize(
+    "prompt", ["", "c", "abcdefg" * 10], ids=["empty", "short", "longer than the context"]
+)
+def test_the_window_slides_without_dropping_or_repeating_a_token(tokenizer, prompt, context):
+    following = circle(ids_of(tokenizer, "abcdefg")) | {tokenizer.eos_token_id: ids_of(tokenizer, "a")[0]}
+    model = chain(tokenizer, following, positions=context)
+    start = "abcdefg".index(prompt[-1]) + 1 if prompt else 0
+    count = 100 if context > 3 else 10
+    (text,) = continuations(model, tokenizer, [prompt], SamplingSettings(max_new_tokens=count))
+    assert text == ("abcdefg" * 20)[start : start + count]
+
+
+def test_prompts_shorter_and_longer_than_the_context_go_in_one_batch(tokenizer):
+    model = chain(tokenizer, circle(ids_of(tokenizer, "abcdefg")))
+    prompts = ["c", "abcdefg" * 10, "abcd"]
+    texts = continuations(model, tokenizer, prompts, SamplingSettings(max_new_tokens=50))
+    circles = "abcdefg" * 20
+    assert texts == [circles[start : start + 50] for start in (3, 0, 4)]
+
+
+def test_of_a_too_long_prompt_the_last_half_context_counts_and_the_user_is_told(model, tokenizer, warnings):
+    prompt = make_text(3, seed=5)[:50]
+    settings = SamplingSettings(max_new_tokens=10, temperature=0.0)
+    whole, end = continuations(model, tokenizer, [prompt, prompt[-CONTEXT // 2 :]], settings, batch_size=1)
+    assert whole == end
+    warn_of_long_prompts(model, tokenizer, ["short", prompt])
+    assert warnings.messages == [
+        "warning: prompt 2 has 50 tokens, the model's context 32; it sees the last 16 of them"
+    ]
+
+
+# --- what writing leaves alone
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_no_global_generator_is_touched(model, tokenizer, num_beams):
+    torch.manual_seed(5)
+    np.random.seed(5)
+    random.seed(5)
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    settings = SamplingSettings(
+        max_new_tokens=40, temperature=0.0 if num_beams > 1 else 1.0, num_beams=num_beams
+    )
+    assert continuations(model, tokenizer, PROMPTS, settings)
+    after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    assert torch.equal(before[0], after[0])
+    assert before[1:] == after[1:]
+
+
+@pytest.mark.parametrize("was_training", [True, False])
+def test_the_model_is_put_back_into_its_mode(model, tokenizer, was_training):
+    modes = []
+    hook = model.register_forward_hook(lambda module, *_: modes.append(module.training))
+    try:
+        model.train(was_training)
+        continuations(model, tokenizer, ["a"], SamplingSettings(max_new_tokens=2))
+        assert model.training is was_training
+        assert set(modes) == {False}  # no dropout while writing
+    finally:
+        hook.remove()
+        model.eval()
+
+
+def test_the_model_is_put_back_into_its_mode_when_writing_fails(model, tokenizer):
+    def fail(piece):
+        raise RuntimeError("the reader has left")
+
+    try:
+        model.train()
+        with pytest.raises(RuntimeError, match="the reader has left"):
+            continuations(model, tokenizer, ["a"], SamplingSettings(max_new_tokens=5), on_text=fail)
+        assert model.training
+        texts = write_texts(model, tokenizer, ["a", "b"], SamplingSettings(max_new_tokens=2), batch_size=1)
+        next(texts)
+        texts.close()
+        assert model.training
+    finally:
+        model.eval()
+
+
+# --- streaming
+
+
+def streamed(model, tokenizer, prompt: str, settings: SamplingSettings) -> tuple[list[str], str]:
+    pieces: list[str] = []
+    (text,) = continuations(model, tokenizer, [prompt], settings, on_text=pieces.append)
+    return pieces, text
+
+
+def test_streamed_pieces_joined_are_the_text(tokenizer):
+    model = urn(tokenizer, dict.fromkeys(ids_of(tokenizer, "abcdefg \n"), 0.0))
+    settings = SamplingSettings(max_new_tokens=100, temperature=1.0)
+    pieces, text = streamed(model, tokenizer, "the king", settings)
+    assert text == continuations(model, tokenizer, ["the king"], settings)[0]
+    assert pieces == list(text)  # each as soon as it is there
+    assert len(text) == 100
+
+
+@pytest.mark.parametrize("kind", ["bpe", "char"])
+def test_multi_byte_characters_are_streamed_whole_across_window_slides(kind, request):
+    tokenizer = request.getfixturevalue("byte_tokenizer" if kind == "bpe" else "tokenizer")
+    # Bytes that all differ, so that each has one successor: 漢字ø are 3 + 3 + 2 of them, no word of either vocabulary.
+    ids = ids_of(tokenizer, "漢字ø")
+    assert len(set(ids)) == 8
+    pieces, text = streamed(
+        chain(tokenizer, circle(ids)), tokenizer, "漢字ø", SamplingSettings(max_new_tokens=80)
+    )
+    assert text == "漢字ø" * 10
+    assert pieces == list(text)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "char"])
+@pytest.mark.parametrize("seed", range(5))
+def test_any_sequence_of_bytes_streams_as_it_decodes(kind, seed, request):
+    """A model that has learnt little writes bytes that are no character at all, also right after one."""
+    tokenizer = request.getfixturevalue("byte_tokenizer" if kind == "bpe" else "tokenizer")
+    draw = random.Random(seed)
+    characters = [ids_of(tokenizer, text) for text in ("a", "é", "漢", "🙂")]
+    lone = [[ids[-1]] for ids in characters[1:]]
+    ids = [token for _ in range(60) for token in draw.choice(characters * 3 + lone)]
+    pieces: list[str] = []
+    streamer = _Streamer(tokenizer, pieces.append)
+    for turn in (ids[:70], ids[70:]):
+        streamer.put(torch.tensor([[1, 2, 3]]))  # the prompt, which each turn hands over first
+        for token in turn:
+            streamer.put(torch.tensor([token]))
+        streamer.end()
+    streamer.flush()
+    assert "".join(pieces) == tokenizer.decode(ids)
+
+
+def test_streaming_shows_neither_the_prompt_nor_the_end_of_text(tokenizer):
+    a, b, c = ids_of(tokenizer, "abc")
+    model = chain(tokenizer, circle([a, b, c, tokenizer.eos_token_id]))
+    pieces, text = streamed(model, tokenizer, "a", SamplingSettings(max_new_tokens=10))
+    assert text == "bc"
+    assert pieces == ["b", "c"]
