@@ -21,9 +21,9 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from stylegen.config import UsageError
+from stylegen.model import IGNORED
 from stylegen.tokenizer import encode, load_tokenizer
 
-IGNORED = -100  # the label that torch's cross-entropy leaves out
 CACHE_FORMAT = 1
 
 

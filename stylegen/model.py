@@ -19,10 +19,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from stylegen.blocks import IGNORED
 from stylegen.config import UsageError
 from stylegen.config.checks import POSITION_KEYS, positions_of
 
+IGNORED = -100  # the label that the loss leaves out
 LARGEST_DEFAULT_BLOCK = 1024
 
 

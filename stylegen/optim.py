@@ -80,6 +80,7 @@ def build_schedule(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    """The learning rate of the next step, for all parameters."""
     for group in optimizer.param_groups:
         group["lr"] = value
 

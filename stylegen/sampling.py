@@ -6,6 +6,7 @@ slides: the last half of the context is kept and writing goes on.
 """
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -24,6 +25,9 @@ from transformers.generation.streamers import BaseStreamer
 from stylegen.model import context_length
 
 logger = logging.getLogger("stylegen")
+BYTE_TOKEN = re.compile(
+    r"<0x[0-9A-F]{2}>"
+)  # how a tokenizer with byte fallback spells what it has no word for
 
 
 @dataclass(frozen=True)
@@ -251,7 +255,9 @@ class _Streamer(BaseStreamer):
             return
         self.ids += [int(i) for i in value.flatten() if int(i) != self.tokenizer.eos_token_id]
         text = _decode(self.tokenizer, self.ids)
-        if not text.endswith("�"):
+        # A byte may be the first of a character, and what a run of bytes means is known at its end.
+        is_byte = self.ids and BYTE_TOKEN.fullmatch(str(self.tokenizer.convert_ids_to_tokens(self.ids[-1])))
+        if not is_byte and not text.endswith("�"):
             self._show(text)
 
     def end(self) -> None:

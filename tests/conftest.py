@@ -17,6 +17,8 @@ os.environ |= {
     "WANDB_MODE": "offline",
     "WANDB_SILENT": "true",
 }
+# The models are too small for two threads, and threads of several test processes would wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 WORDS = (  # noqa: SIM905  a list of words is easier to read so
     "the king queen night crown sword day light heart love good sweet noble lord lady speak hear come go "

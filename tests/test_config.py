@@ -54,9 +54,12 @@ def test_every_preset_loads_and_says_what_it_was_measured_on(path, monkeypatch):
 
 
 def test_every_field_is_read_somewhere():
-    code = "\n".join(
-        path.read_text() for path in (ROOT / "stylegen").rglob("*.py") if path.parent.name != "config"
-    ) + (ROOT / "stylegen/config/checks.py").read_text()
+    code = (
+        "\n".join(
+            path.read_text() for path in (ROOT / "stylegen").rglob("*.py") if path.parent.name != "config"
+        )
+        + (ROOT / "stylegen/config/checks.py").read_text()
+    )
     for cls in (TrainArguments, GenerateArguments):
         unread = [f.name for f in dataclasses.fields(cls) if not re.search(rf"arguments\.{f.name}\b", code)]
         assert [name for name in unread if name not in ("debug", "overwrite_cache")] == []
@@ -71,13 +74,17 @@ def test_command_line_goes_before_preset_and_preset_before_default(preset):
 
 
 def test_numbers_in_yaml_are_coerced_to_the_field_type(preset):
-    arguments = parse(preset("train_file: a.txt\nlearning_rate: 1e-4\nmax_train_steps: 1e3\nweight_decay: 1\n"))
+    arguments = parse(
+        preset("train_file: a.txt\nlearning_rate: 1e-4\nmax_train_steps: 1e3\nweight_decay: 1\n")
+    )
     assert arguments.learning_rate == 1e-4
     assert arguments.max_train_steps == 1000 and isinstance(arguments.max_train_steps, int)
     assert isinstance(arguments.weight_decay, float)
 
 
-@pytest.mark.parametrize("spelling", ["--block_size 64", "--block-size 64", "--block-size=64", "--block_size=64"])
+@pytest.mark.parametrize(
+    "spelling", ["--block_size 64", "--block-size 64", "--block-size=64", "--block_size=64"]
+)
 def test_hyphens_and_underscores_are_the_same(spelling):
     assert parse("--train_file", "a.txt", *spelling.split()).block_size == 64
 
@@ -118,13 +125,25 @@ def test_an_alternative_on_the_command_line_replaces_that_of_the_preset(preset, 
     ("argv", "message"),
     [
         ("--num_train_epochs 2 --max_train_steps 5", "both max_train_steps and num_train_epochs"),
-        ("--validation_file v --validation_split_percentage 5", "both validation_file and validation_split_percentage"),
+        (
+            "--validation_file v --validation_split_percentage 5",
+            "both validation_file and validation_split_percentage",
+        ),
         ("--dataset_name shakespeare", "both dataset_name and train_file"),
-        ("--model_name_or_path gpt2 --config_overrides n_layer=2", "both model_name_or_path and config_overrides"),
+        (
+            "--model_name_or_path gpt2 --config_overrides n_layer=2",
+            "both model_name_or_path and config_overrides",
+        ),
         ("--tokenizer_name gpt2 --train_tokenizer bpe", "both tokenizer_name and train_tokenizer"),
-        ("--total_batch_size 32 --gradient_accumulation_steps 3", r"8 x 1 processes x gradient_accumulation_steps 3 = 24"),
+        (
+            "--total_batch_size 32 --gradient_accumulation_steps 3",
+            r"8 x 1 processes x gradient_accumulation_steps 3 = 24",
+        ),
         ("--total_batch_size 20", r"not a multiple .* = 8; the nearest that work: 16 or 24"),
-        ("--block_size 2048 --config_overrides n_positions=1024", "block_size is 2048, but the model has 1024 positions"),
+        (
+            "--block_size 2048 --config_overrides n_positions=1024",
+            "block_size is 2048, but the model has 1024 positions",
+        ),
         ("--vocab_size 100", "vocab_size is 100"),
         ("--learning_rate 0", "learning_rate is 0.0, but must be above 0"),
         ("--per_device_train_batch_size 0", "must be at least 1"),
@@ -152,7 +171,9 @@ def test_no_text_is_refused():
 
 def test_a_tracker_that_is_not_installed_is_refused(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UsageError, match="report_to asks for wandb, which is not installed; pip install wandb"):
+    with pytest.raises(
+        UsageError, match="report_to asks for wandb, which is not installed; pip install wandb"
+    ):
         parse("--train_file", "a.txt", "--report_to", "wandb")
 
 
@@ -176,7 +197,9 @@ def test_a_missing_preset_is_refused():
         parse("no.yaml")
 
 
-@pytest.mark.parametrize("flag", ["--token", "--hub_token", "--use_auth_token", "--wandb_api_key", "--my_secret_token"])
+@pytest.mark.parametrize(
+    "flag", ["--token", "--hub_token", "--use_auth_token", "--wandb_api_key", "--my_secret_token"]
+)
 def test_no_message_echoes_a_secret(flag):
     for argv in ((flag, "hf_s3cr3t"), (f"{flag}=hf_s3cr3t",)):
         with pytest.raises(UsageError) as caught:
@@ -189,7 +212,11 @@ def test_old_command_line_of_run_clm_is_understood(capsys):
         *"--train_file a.txt --do_train --do_eval --max_steps 20 --warmup_steps 5 --save_steps 10 --bf16 "
         "--overwrite_output_dir --evaluation_strategy steps --eval_steps 10 --optim adamw_torch".split()
     )
-    assert (arguments.max_train_steps, arguments.num_warmup_steps, arguments.checkpointing_steps) == (20, 5, 10)
+    assert (arguments.max_train_steps, arguments.num_warmup_steps, arguments.checkpointing_steps) == (
+        20,
+        5,
+        10,
+    )
     assert (arguments.mixed_precision, arguments.eval_steps, arguments.optim) == ("bf16", 10, "adamw")
     assert arguments.overwrite_output_dir
     warnings = capsys.readouterr().err
@@ -200,7 +227,10 @@ def test_old_command_line_of_run_clm_is_understood(capsys):
 def test_old_command_line_of_run_clm_no_trainer_is_understood():
     arguments = parse(*"--train_file a.txt --with_tracking --report_to wandb --num_warmup_steps 3".split())
     assert (arguments.report_to, arguments.num_warmup_steps) == (["wandb"], 3)
-    assert resolve_arguments(parse("--train_file", "a", "--with_tracking"), 1).report_to == ["wandb", "tensorboard"]
+    assert resolve_arguments(parse("--train_file", "a", "--with_tracking"), 1).report_to == [
+        "wandb",
+        "tensorboard",
+    ]
 
 
 @pytest.mark.parametrize("flags", ["--do_eval", "--do_eval True"])
@@ -214,12 +244,18 @@ def test_both_evaluation_and_training_train():
 
 @pytest.mark.parametrize("value", ["-1", "30"])
 def test_max_steps_minus_one_means_epochs(value):
-    assert parse("--train_file", "a.txt", "--max_steps", value).max_train_steps == (None if value == "-1" else 30)
+    assert parse("--train_file", "a.txt", "--max_steps", value).max_train_steps == (
+        None if value == "-1" else 30
+    )
 
 
 def test_old_names_in_a_preset_are_understood(preset):
     arguments = parse(preset("train_file: a\nmax_steps: 7\nbf16: true\nwarmup_ratio: 0.1\n"))
-    assert (arguments.max_train_steps, arguments.mixed_precision, arguments.num_warmup_steps) == (7, "bf16", 0.1)
+    assert (arguments.max_train_steps, arguments.mixed_precision, arguments.num_warmup_steps) == (
+        7,
+        "bf16",
+        0.1,
+    )
 
 
 def test_no_retired_name_hides_one_of_ours():
@@ -229,7 +265,11 @@ def test_no_retired_name_hides_one_of_ours():
 def test_defaults_depend_on_where_the_model_comes_from():
     scratch = resolve_arguments(parse("--train_file", "a"), world_size=2)
     assert (scratch.model_type, scratch.train_tokenizer, scratch.learning_rate) == ("gpt2", "bpe", 1e-3)
-    assert (scratch.total_batch_size, scratch.gradient_accumulation_steps, scratch.num_train_epochs) == (16, 1, 3.0)
+    assert (scratch.total_batch_size, scratch.gradient_accumulation_steps, scratch.num_train_epochs) == (
+        16,
+        1,
+        3.0,
+    )
     tuned = resolve_arguments(parse("--train_file", "a", "--model_name_or_path", "gpt2"), world_size=1)
     assert (tuned.model_type, tuned.train_tokenizer, tuned.learning_rate) == (None, None, 5e-5)
 
@@ -239,7 +279,10 @@ def test_total_batch_size_gives_the_accumulation():
     assert arguments.gradient_accumulation_steps == 4
 
 
-@pytest.mark.parametrize("flags", ["--validation_file v", "--model_name_or_path gpt2", "--max_train_steps 9 --train_tokenizer char"])
+@pytest.mark.parametrize(
+    "flags",
+    ["--validation_file v", "--model_name_or_path gpt2", "--max_train_steps 9 --train_tokenizer char"],
+)
 def test_dumped_arguments_are_a_preset_that_repeats_them(tmp_path, flags):
     first = resolve_arguments(parse("--train_file", "a", "--report_to", "none", *flags.split()), world_size=1)
     path = tmp_path / "config.yaml"
@@ -277,7 +320,9 @@ def test_output_directory_that_is_a_file_or_below_one_is_refused(tmp_path):
             parse("--train_file", "a", "--output_dir", str(place))
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["--lerning_rate", "1"], ["missing.yaml"], ["--train_file", "no.txt"]])
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["--lerning_rate", "1"], ["missing.yaml"], ["--train_file", "no.txt"]]
+)
 def test_nothing_heavy_is_imported_before_the_arguments_are_checked(argv):
     code = (
         "import sys\nfrom stylegen.train import main\n"

@@ -317,9 +317,7 @@ def test_a_folder_of_tables_is_a_dataset(tmp_path):
     folder.mkdir()
     write(folder / "train.jsonl", '{"text": "a"}\n{"text": "b"}\n')
     assert list(read_dataset(str(folder), None, None)) == ["a", "b"]
-    with pytest.raises(
-        UsageError, match=r"^dataset .* has no column 'verse'; its columns are text: use"
-    ):
+    with pytest.raises(UsageError, match=r"^dataset .* has no column 'verse'; its columns are text: use"):
         list(read_dataset(str(folder), None, "verse"))
 
 

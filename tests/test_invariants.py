@@ -6,7 +6,16 @@ import torch
 from conftest import evaluations, metrics, training_losses
 from safetensors.torch import load_file
 
-STEPS = ("--logging_steps", "1", "--eval_steps", "2", "--checkpointing_steps", "3", "--lr_scheduler_type", "cosine")
+STEPS = (
+    "--logging_steps",
+    "1",
+    "--eval_steps",
+    "2",
+    "--checkpointing_steps",
+    "3",
+    "--lr_scheduler_type",
+    "cosine",
+)
 # Eight blocks a step, and few enough blocks that six steps pass the end of an epoch and its short last group.
 BATCH = ("--per_device_train_batch_size", "8", "--max_train_samples", "21")
 
@@ -84,7 +93,9 @@ def test_accumulation_gives_the_gradient_of_the_big_batch(train, batch):
     size, accumulation = batch
     whole = train("whole", *flags, "--per_device_train_batch_size", "9" if accumulation is None else "8")
     steps = "3" if accumulation is None else accumulation
-    parts = train("parts", *flags, "--per_device_train_batch_size", size, "--gradient_accumulation_steps", steps)
+    parts = train(
+        "parts", *flags, "--per_device_train_batch_size", size, "--gradient_accumulation_steps", steps
+    )
     for one, two in zip(metrics(whole), metrics(parts), strict=True):
         for name in ("train/loss", "train/grad_norm", "eval/loss"):
             if name in one:
@@ -107,7 +118,9 @@ def test_evaluation_is_equal_for_any_batch_size(train):
 def test_evaluation_and_samples_do_not_disturb_the_training(train):
     flags = ("--max_train_steps", "4", "--logging_steps", "1")
     often = train("often", *flags, "--eval_steps", "1", "--sample_steps", "1", "--checkpointing_steps", "1")
-    seldom = train("seldom", *flags, "--eval_on_start", "false", "--sample_steps", "end", "--checkpointing_steps", "end")
+    seldom = train(
+        "seldom", *flags, "--eval_on_start", "false", "--sample_steps", "end", "--checkpointing_steps", "end"
+    )
     assert training_losses(often) == training_losses(seldom)
 
 

@@ -39,13 +39,24 @@ def test_evaluation_equals_plain_transformers(train, text_file, tmp_path, kind):
     assert last["eval/tokens"] == tokens
     assert last["eval/perplexity"] == pytest.approx(math.exp(loss), rel=1e-5)
     first_token = AutoTokenizer.from_pretrained(folder)(validation.read_text())["input_ids"][0]
-    num_bytes = len(validation.read_bytes()) - len(AutoTokenizer.from_pretrained(folder).decode([first_token]).encode())
+    num_bytes = len(validation.read_bytes()) - len(
+        AutoTokenizer.from_pretrained(folder).decode([first_token]).encode()
+    )
     assert last["eval/bits_per_byte"] == pytest.approx(loss * tokens / num_bytes / math.log(2), rel=1e-6)
 
 
 def test_training_steps_equal_a_textbook_loop(train):
     """Same blocks, same schedule, plain torch: losses of each step to 1e-5."""
-    flags = ("--max_train_samples", "21", "--weight_decay", "0.1", "--logging_steps", "1", "--num_warmup_steps", "2")
+    flags = (
+        "--max_train_samples",
+        "21",
+        "--weight_decay",
+        "0.1",
+        "--logging_steps",
+        "1",
+        "--num_warmup_steps",
+        "2",
+    )
     off = "n_layer=2,n_head=2,n_embd=32,resid_pdrop=0,embd_pdrop=0,attn_pdrop=0"
     start = train("start", *flags, "--config_overrides", off, "--max_train_steps", "0")
     ours = train("ours", *flags, "--config_overrides", off, "--max_train_steps", "5")
@@ -55,7 +66,9 @@ def test_training_steps_equal_a_textbook_loop(train):
     model = AutoModelForCausalLM.from_pretrained(start).train()
     cache = next((ours.parent / "cache" / "stylegen").iterdir())
     ids = torch.frombuffer(bytearray((cache / "train.bin").read_bytes()), dtype=torch.int16).long()
-    decayed = [p for name, p in model.named_parameters() if p.ndim == 2 and "wte" not in name and "wpe" not in name]
+    decayed = [
+        p for name, p in model.named_parameters() if p.ndim == 2 and "wte" not in name and "wpe" not in name
+    ]
     others = [p for p in model.parameters() if all(p is not d for d in decayed)]
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}], lr=1e-3
@@ -89,7 +102,9 @@ def test_fine_tuning_starts_at_the_loss_of_the_pretrained_model(train, text_file
     )  # fmt: skip
     first, last = evaluations(tuned)[0], evaluations(tuned)[-1]
     assert first["train/global_step"] == 0
-    assert first["eval/loss"] == pytest.approx(plain_evaluation(pretrained, validation.read_text(), 32)[0], rel=1e-6)
+    assert first["eval/loss"] == pytest.approx(
+        plain_evaluation(pretrained, validation.read_text(), 32)[0], rel=1e-6
+    )
     assert last["eval/loss"] < first["eval/loss"]
 
 
@@ -97,5 +112,7 @@ def test_a_bf16_checkpoint_is_trained_in_fp32(train, tmp_path):
     folder = train("pretrained", "--max_train_steps", "1")
     AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(tmp_path / "half")
     AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "half")
-    tuned = train("tuned", "--model_name_or_path", str(tmp_path / "half"), "--max_train_steps", "1", tiny=False)
+    tuned = train(
+        "tuned", "--model_name_or_path", str(tmp_path / "half"), "--max_train_steps", "1", tiny=False
+    )
     assert AutoModelForCausalLM.from_pretrained(tuned).dtype == torch.float32

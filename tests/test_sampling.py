@@ -4,7 +4,6 @@ Two kinds of model: tiny random ones, whose logits depend on everything before; 
 whose next token is known (`chain`) or whose distribution is the same everywhere (`urn`).
 """
 
-import copy
 import logging
 import random
 import string
@@ -44,6 +43,15 @@ ARCHITECTURES = {
 PROMPTS = ["the king", "n", "", "Good night, sweet lady", "O"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """For models this small a second thread only waits: on busy cores these tests would take six times as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def tokenizer():
     return train_tokenizer("char", [make_text(200) + string.ascii_letters], None, "none")
@@ -65,9 +73,10 @@ def model(request, tokenizer):
 
 
 @pytest.fixture
-def warnings(caplog):
+def warnings(caplog, monkeypatch):
     """Messages of the logger, which does not hand them on once a command has started it."""
     logger = logging.getLogger("stylegen")
+    monkeypatch.setattr(logger, "propagate", False)
     logger.addHandler(caplog.handler)
     yield caplog
     logger.removeHandler(caplog.handler)
@@ -173,7 +182,7 @@ def test_the_texts_of_one_prompt_differ_and_come_in_order(model, tokenizer):
     assert len({text for _, text in pairs}) == 6
 
 
-@pytest.mark.parametrize("max_new_tokens", [8, 70], ids=["within the context", "beyond the context"])
+@pytest.mark.parametrize("max_new_tokens", [8, 45], ids=["within the context", "beyond the context"])
 @pytest.mark.parametrize("batch_size", [3, 8])
 def test_texts_do_not_depend_on_the_batch_size(model, tokenizer, batch_size, max_new_tokens):
     settings = SamplingSettings(max_new_tokens=max_new_tokens, temperature=1.0)
@@ -184,7 +193,7 @@ def test_texts_do_not_depend_on_the_batch_size(model, tokenizer, batch_size, max
     assert differing(together, one_by_one) == []
 
 
-@pytest.mark.parametrize("max_new_tokens", [8, 70], ids=["within the context", "beyond the context"])
+@pytest.mark.parametrize("max_new_tokens", [8, 45], ids=["within the context", "beyond the context"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_text_does_not_depend_on_the_other_prompts(model, tokenizer, temperature, max_new_tokens):
     settings = SamplingSettings(max_new_tokens=max_new_tokens, temperature=temperature)
@@ -416,11 +425,10 @@ def test_padding_is_no_repetition(tokenizer):
     assert continuations(model, tokenizer, ["b", "bbbb"], settings) == ["a", "a"]
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("num_beams", [1, 2])
+@pytest.mark.parametrize(
+    ("temperature", "num_beams"), [(0.0, 1), (1.0, 1), (0.0, 2)], ids=["greedy", "drawn", "beams"]
+)
 def test_a_text_stops_at_the_end_of_text(tokenizer, temperature, num_beams):
-    if num_beams > 1 and temperature:
-        pytest.skip("beam search does not draw")
     a, b, c, d = ids_of(tokenizer, "abcd")
     end = tokenizer.eos_token_id
     # After the end the model would go on with d; the second prompt needs three tokens more to get there.
@@ -570,7 +578,7 @@ def test_multi_byte_characters_are_streamed_whole_across_window_slides(kind, req
 
 
 @pytest.mark.parametrize("kind", ["bpe", "char"])
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_any_sequence_of_bytes_streams_as_it_decodes(kind, seed, request):
     """A model that has learnt little writes bytes that are no character at all, also right after one."""
     tokenizer = request.getfixturevalue("byte_tokenizer" if kind == "bpe" else "tokenizer")

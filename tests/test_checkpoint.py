@@ -1,0 +1,443 @@
+"""Checkpoints: complete or not there at all, never trusted when damaged, and bit-equal when loaded."""
+
+import hashlib
+import json
+import logging
+import os
+import pickle
+import random
+import re
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from conftest import make_text
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from stylegen import checkpoint as module
+from stylegen.checkpoint import (
+    find_damage,
+    list_checkpoints,
+    load_training_state,
+    newest_checkpoint,
+    read_manifest,
+    save_checkpoint,
+)
+from stylegen.config import UsageError
+from stylegen.model import build_model, load_model, parameter_groups, save_model, scratch_config
+from stylegen.optim import build_optimizer
+from stylegen.runtime import build_accelerator
+from stylegen.tokenizer import train_tokenizer
+
+FILES = [
+    "config.json",
+    "generation_config.json",
+    "manifest.json",
+    "model.safetensors",
+    "optimizer.pt",
+    "random-00000.pt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+]
+STATE = {"step": 4, "tokens_seen": 1234, "loss_sum": 0.1 + 0.2, "best_loss": None, "finished": False}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer("char", [make_text(50)], None, "none")
+
+
+@pytest.fixture
+def accelerator():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return build_accelerator("no")
+
+
+@pytest.fixture
+def model(tokenizer):
+    torch.manual_seed(2)
+    config = scratch_config("gpt2", None, {"n_layer": 1, "n_head": 1, "n_embd": 8}, block_size=16)
+    return build_model(config, tokenizer, dtype="float32", attn_implementation=None)
+
+
+@pytest.fixture
+def save(tmp_path, model, tokenizer, accelerator):
+    """`save(step)` writes a checkpoint of a tiny model into the run directory `tmp_path / "run"`."""
+
+    def write(step: int, keep: int | None = None, write_model=None, optimizer=None) -> Path:
+        return save_checkpoint(
+            tmp_path / "run", step, STATE, "fingerprint", accelerator, optimizer or an_optimizer(model),
+            write_model or (lambda folder: save_model(model, tokenizer, folder)), keep,
+        )  # fmt: skip
+
+    return write
+
+
+@pytest.fixture
+def warnings(caplog, monkeypatch):
+    """The log, also after a command has taken the logger over."""
+    logger = logging.getLogger("stylegen")
+    monkeypatch.setattr(logger, "propagate", False)
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+
+
+def an_optimizer(model, name: str = "adamw"):
+    return build_optimizer(name, parameter_groups(model, 0.1), 1e-2, (0.9, 0.99), 1e-8)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def flip_bit(path: Path, offset: int, bit: int = 0) -> None:
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def change_manifest(checkpoint: Path, **values) -> None:
+    """Rewrite a manifest, as another version or an attacker would, with the files' real hashes."""
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    for name in manifest["files"]:
+        content = (checkpoint / name).read_bytes()
+        manifest["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest | values, indent=1))
+
+
+# --- what is written
+
+
+def test_a_checkpoint_is_exactly_these_files_each_with_its_hash_in_the_manifest(save):
+    path = save(4)
+    assert path.name == "checkpoint-000004"
+    assert names(path.parent) == ["checkpoint-000004"]
+    assert names(path) == FILES
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert (manifest["format"], manifest["world_size"], manifest["fingerprint"]) == (1, 1, "fingerprint")
+    assert manifest["state"] == STATE
+    assert sorted([*manifest["files"], "manifest.json"]) == FILES
+    for name, recorded in manifest["files"].items():
+        content = (path / name).read_bytes()
+        assert recorded == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    assert read_manifest(path) == manifest
+    assert find_damage(path) is None
+
+
+def test_a_checkpoint_is_a_plain_transformers_folder(save, model, tokenizer):
+    path = save(4)
+    loaded = AutoModelForCausalLM.from_pretrained(path)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+    assert AutoTokenizer.from_pretrained(path)("the king")["input_ids"] == tokenizer("the king")["input_ids"]
+
+
+def test_a_training_writes_the_checkpoints_that_were_asked_for(train):
+    folder = train("run", "--max_train_steps", "5", "--checkpointing_steps", "2", "--sample_steps", "end")
+    assert [path.name for path in list_checkpoints(folder)] == ["checkpoint-000004", "checkpoint-000005"]
+    assert [names(path) for path in list_checkpoints(folder)] == [FILES, FILES]
+    assert [read_manifest(path)["state"]["finished"] for path in list_checkpoints(folder)] == [False, True]
+
+
+def test_everything_is_on_disk_before_the_name_appears(save, monkeypatch):
+    events: list[str] = []
+    rename = os.rename
+    monkeypatch.setattr(module, "_sync", lambda path: events.append(path.name))
+    monkeypatch.setattr(os, "rename", lambda old, new: (events.append("rename"), rename(old, new)))
+    save(4)
+    assert sorted(events[: len(FILES)]) == FILES
+    assert events[len(FILES) :] == ["checkpoint-000004.tmp", "rename", "run"]
+
+
+# --- complete or not there
+
+
+def fail(*_, **__):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("where", ["torch.save", "os.rename", "stylegen.checkpoint._describe", "write_model"])
+def test_a_save_that_fails_leaves_no_checkpoint_and_the_older_one_whole(save, tmp_path, monkeypatch, where):
+    older = save(2)
+    with monkeypatch.context() as patch:
+        if where != "write_model":
+            patch.setattr(where, fail)
+        with pytest.raises(OSError, match="No space left"):
+            save(4, keep=1, write_model=fail if where == "write_model" else None)
+    assert not (tmp_path / "run" / "checkpoint-000004").exists()
+    assert list_checkpoints(tmp_path / "run") == [older]
+    assert newest_checkpoint(tmp_path / "run") == older
+    save(4, keep=1)  # what the failed one left does not stand in the way
+    assert names(tmp_path / "run") == ["checkpoint-000004"]
+    assert find_damage(tmp_path / "run" / "checkpoint-000004") is None
+
+
+def test_the_same_step_again_replaces_its_checkpoint(save, tmp_path):
+    path = save(4)
+    flip_bit(path / "model.safetensors", 200)
+    assert save(4) == path
+    assert names(tmp_path / "run") == ["checkpoint-000004"]
+    assert find_damage(path) is None
+
+
+# --- which are kept
+
+
+@pytest.mark.parametrize(("keep", "left"), [(None, [1, 2, 3, 4]), (1, [4]), (2, [3, 4]), (9, [1, 2, 3, 4])])
+def test_the_newest_are_kept(save, tmp_path, keep, left):
+    for step in (1, 2, 3, 4):
+        save(step, keep=keep)
+    assert names(tmp_path / "run") == [f"checkpoint-{step:06d}" for step in left]
+
+
+def test_steps_are_ordered_as_numbers(save, tmp_path):
+    """A seventh digit sorts before a sixth one as text."""
+    for step in (999_999, 1_000_000):
+        save(step)
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == [
+        "checkpoint-999999",
+        "checkpoint-1000000",
+    ]
+    save(1_000_001, keep=2)
+    assert names(tmp_path / "run") == ["checkpoint-1000000", "checkpoint-1000001"]
+
+
+def test_rotation_never_deletes_the_checkpoint_just_written(save, tmp_path):
+    """A run that fell back from a damaged checkpoint writes smaller steps again; those are the good ones."""
+    for step in (2, 4):
+        save(step)
+    flip_bit(tmp_path / "run" / "checkpoint-000004" / "model.safetensors", 200)
+    assert newest_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoint-000002"
+    path = save(3, keep=1)
+    assert find_damage(path) is None
+    assert newest_checkpoint(tmp_path / "run") == path
+
+
+def test_anything_else_that_lies_there_is_ignored_and_left(save, tmp_path):
+    run_dir = tmp_path / "run"
+    path = save(4)
+    for stray in (
+        "checkpoint-foo",
+        "checkpoint-12.tmp",
+        "checkpoint-",
+        "checkpoint-5-old",
+        "old-checkpoint-000005",
+    ):
+        shutil.copytree(path, run_dir / stray)
+    (run_dir / "checkpoint-000098").mkdir()  # a name without a manifest
+    (run_dir / "checkpoint-000099").write_text("a file of this name")
+    before = names(run_dir)
+    assert list_checkpoints(run_dir) == [path]
+    assert newest_checkpoint(run_dir) == path
+    newer = save(5, keep=1)
+    assert list_checkpoints(run_dir) == [newer]
+    assert names(run_dir) == sorted({*before, newer.name} - {path.name})
+
+
+# --- damage
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def flip_middle(path: Path) -> None:
+    flip_bit(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize(
+    "damage", [truncate, empty, flip_middle, Path.unlink], ids=lambda made: made.__name__
+)
+@pytest.mark.parametrize("name", [name for name in FILES if name != "manifest.json"])
+def test_a_checkpoint_with_a_damaged_file_is_passed_over_and_the_file_named(
+    save, tmp_path, warnings, name, damage
+):
+    older, newer = save(2), save(4)
+    damage(newer / name)
+    problem = "is missing" if damage is Path.unlink else "is not as it was written (size or sha256 differ)"
+    assert find_damage(newer) == f"{name} {problem}"
+    assert newest_checkpoint(tmp_path / "run") == older
+    assert warnings.messages == [f"warning: {newer} is passed over: {name} {problem}"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "{}", "null", '"text"', '{"format": 1}', '{"format": "1", "files": {}}', "\x00"],
+)
+def test_a_checkpoint_with_an_unreadable_manifest_is_passed_over_and_named(save, tmp_path, warnings, content):
+    older, newer = save(2), save(4)
+    (newer / "manifest.json").write_text(content)
+    assert newest_checkpoint(tmp_path / "run") == older
+    (message,) = warnings.messages
+    assert message.startswith(f"warning: {newer} is passed over: ") and "manifest.json" in message
+
+
+def test_one_flipped_bit_anywhere_in_the_manifest_is_noticed(save, tmp_path, warnings):
+    """The state in it is as much a part of the training as the weights: a step, a loss, a key that changed its name."""
+    older, newer = save(2), save(4)
+    manifest = newer / "manifest.json"
+    original, unnoticed = manifest.read_bytes(), []
+    for offset in range(0, len(original), 11):
+        flip_bit(manifest, offset, bit=offset % 7)
+        try:
+            if newest_checkpoint(tmp_path / "run") != older:
+                unnoticed.append(original[max(offset - 10, 0) : offset + 10])
+        except Exception as error:
+            unnoticed.append(error)
+        manifest.write_bytes(original)
+    assert unnoticed == []
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused(save, tmp_path, warnings):
+    for step in (2, 4):
+        truncate(save(step) / "model.safetensors")
+    with pytest.raises(UsageError) as error:
+        newest_checkpoint(tmp_path / "run")
+    assert str(error.value) == (
+        f"every checkpoint in {tmp_path / 'run'} is damaged; restore one, or give --overwrite_output_dir "
+        f"to start afresh"
+    )
+    assert len(warnings.messages) == 2
+
+
+def test_a_folder_without_checkpoints_has_no_newest_one(tmp_path):
+    assert newest_checkpoint(tmp_path) is None
+    assert newest_checkpoint(tmp_path / "missing") is None
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
+    message = f"{tmp_path} is not a checkpoint of a run: it has no readable manifest.json"
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        read_manifest(tmp_path)
+    assert find_damage(tmp_path) == message
+
+
+def test_a_newer_format_is_refused(save):
+    path = save(4)
+    change_manifest(path, format=2)
+    message = f"{path} has format 2, this version reads up to 1; update stylegen"
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        read_manifest(path)
+    assert find_damage(path) == message
+
+
+def test_a_newer_format_is_not_called_damage_and_not_to_be_overwritten(save, tmp_path):
+    change_manifest(save(4), format=2)
+    with pytest.raises(UsageError, match="this version reads up to 1; update stylegen"):
+        newest_checkpoint(tmp_path / "run")
+
+
+def test_a_damaged_checkpoint_is_not_resumed_from_even_when_named(train, capsys):
+    flags = ("--max_train_steps", "2", "--sample_steps", "end")
+    folder = train("run", *flags)
+    flip_middle(folder / "checkpoint-000002" / "optimizer.pt")
+    capsys.readouterr()
+    train("run", "--resume_from_checkpoint", str(folder / "checkpoint-000002"), *flags, code=2)
+    assert "cannot be used: optimizer.pt is not as it was written" in capsys.readouterr().err
+
+
+# --- hostile files
+
+
+def plant(path: Path, program: bytes, into: str) -> None:
+    """Put a pickle in place of a file, bare or inside the archive that torch wrote."""
+    if into == "bare pickle":
+        path.write_bytes(program)
+        return
+    with zipfile.ZipFile(path) as archive:
+        content = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in content.items():
+            archive.writestr(name, program if name.endswith("data.pkl") else data)
+
+
+@pytest.mark.parametrize("into", ["bare pickle", "torch archive"])
+@pytest.mark.parametrize("name", ["optimizer.pt", "random-00000.pt"])
+def test_a_planted_pickle_is_refused_and_does_not_run(save, tmp_path, accelerator, model, name, into):
+    target = tmp_path / "planted"
+    program = f"cos\nmkdir\n(V{target}\ntR.".encode()
+    pickle.loads(program)
+    target.rmdir()  # it runs where it is let: the plant is alive
+    path = save(4)
+    plant(path / name, program, into)
+    change_manifest(path)  # whoever plants a file can write its hash too
+    assert find_damage(path) is None
+    with pytest.raises(pickle.UnpicklingError, match=r"[Ww]eights.only"):
+        load_training_state(path, accelerator, an_optimizer(model))
+    assert not target.exists()
+
+
+# --- what is restored
+
+
+def draws() -> list:
+    return [
+        random.random(),
+        random.gauss(0, 1),
+        np.random.rand(3).tolist(),
+        np.random.normal(),
+        torch.rand(3).tolist(),
+    ]
+
+
+def train_some(model, optimizer, steps: int) -> None:
+    """A few steps with dropout, which draws from torch's generator."""
+    model.train()
+    for _ in range(steps):
+        ids = torch.randint(len(model.transformer.wte.weight), (2, 16))
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def tensors(state) -> list[torch.Tensor]:
+    """Every tensor and number in a state dict, in order."""
+    if isinstance(state, dict | list | tuple):
+        values = state.values() if isinstance(state, dict) else state
+        return [tensor for value in values for tensor in tensors(value)]
+    return [] if isinstance(state, str | None) else [torch.as_tensor(state)]
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_training_goes_on_bit_equal_from_what_is_loaded(save, accelerator, model, name):
+    optimizer = accelerator.prepare(an_optimizer(model, name))
+    train_some(model, optimizer, 3)
+    draws()  # leaves a second Gaussian in the generators of Python and numpy
+    path = save(3, optimizer=optimizer)
+    train_some(model, optimizer, 3)
+    expected = draws()
+
+    loaded = load_model(str(path), revision=None, dtype="float32", attn_implementation=None)
+    again = accelerator.prepare(an_optimizer(loaded, name))
+    load_training_state(path, accelerator, again)
+    train_some(loaded, again, 3)
+    assert draws() == expected
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], tensor), key
+    states, again_states = tensors(optimizer.state_dict()), tensors(again.state_dict())
+    assert len(states) > 20
+    assert all(torch.equal(one, other) for one, other in zip(states, again_states, strict=True))
+
+
+def test_the_loss_scale_of_fp16_is_restored(save, accelerator, model):
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1234.0)
+    path = save(4)
+    accelerator.scaler = torch.amp.GradScaler("cpu")
+    load_training_state(path, accelerator, an_optimizer(model))
+    assert accelerator.scaler.get_scale() == 1234.0
+
+
+def test_a_rank_without_random_state_is_told_so(save, accelerator, model, warnings):
+    path = save(4)
+    (path / "random-00000.pt").unlink()
+    load_training_state(path, accelerator, an_optimizer(model))
+    assert warnings.messages == [f"warning: {path} has no random state for rank 0; dropout will differ"]

@@ -1,0 +1,133 @@
+"""The commands that README shows: each is run here, or named as one that needs what a test machine has not."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, make_text
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.strip().splitlines()
+]
+SMALL = ("--max_train_steps", "2", "--vocab_size", "300", "--block_size", "32", "--overwrite_output_dir",
+         "--config_overrides", "n_layer=1,n_head=2,n_embd=32")  # fmt: skip
+
+RUN_HERE = {
+    "python run_clm.py --train_file mine.txt --output_dir out/mine",
+    'python generate.py out/quickstart --prompt "ROMEO" --seed 1',
+    "make test",  # what runs this test
+}
+RUN_ELSEWHERE = {
+    "make quickstart": "test_make_quickstart_from_nothing (slow)",
+    "python run_clm.py configs/finetune_gpt2.yaml --train_file mine.txt --output_dir out/tuned": "a local model stands in",
+    "accelerate launch run_clm.py configs/scratch_gpt2_small.yaml --train_file texts/ --output_dir out/gpt2": "a small model",
+}
+
+
+def run(place: Path, *arguments: str):
+    words = [sys.executable if word == "python" else word for word in arguments]
+    words = [
+        str(ROOT / word) if word in ("run_clm.py", "generate.py") or word.startswith("configs/") else word
+        for word in words
+    ]
+    result = subprocess.run(words, cwd=place, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a text and, as out/quickstart, a run of the quickstart preset cut short."""
+    place = tmp_path_factory.mktemp("readme")
+    (place / "mine.txt").write_text(make_text(400))
+    (place / "texts").mkdir()
+    (place / "texts" / "one.txt").write_text(make_text(400))
+    run(
+        place,
+        "python",
+        "run_clm.py",
+        "configs/quickstart.yaml",
+        "--train_file",
+        "mine.txt",
+        *SMALL,
+        "--cache_dir",
+        "cache",
+    )
+    return place
+
+
+def test_every_command_is_accounted_for():
+    assert set(COMMANDS) == RUN_HERE | set(RUN_ELSEWHERE)
+
+
+def test_training_on_a_file(place):
+    command = "python run_clm.py --train_file mine.txt --output_dir out/mine"
+    assert "report" in run(place, *command.split(), *SMALL, "--cache_dir", "cache")
+    assert (place / "out/mine/model.safetensors").exists()
+
+
+def test_writing(place):
+    assert run(
+        place, "python", "generate.py", "out/quickstart", "--prompt", "ROMEO", "--seed", "1"
+    ).startswith("ROMEO")
+
+
+def test_fine_tuning_preset(place):
+    command = "python run_clm.py configs/finetune_gpt2.yaml --train_file mine.txt --output_dir out/tuned"
+    small = (
+        "--model_name_or_path",
+        "out/quickstart",
+        "--block_size",
+        "16",
+        "--max_train_steps",
+        "2",
+        "--cache_dir",
+        "cache",
+    )
+    run(place, *command.split(), *small)
+    assert "lr_scheduler_type: constant" in (place / "out/tuned/config.yaml").read_text()
+
+
+def test_training_from_scratch_under_the_launcher(place):
+    command = "run_clm.py configs/scratch_gpt2_small.yaml --train_file texts/ --output_dir out/gpt2"
+    launcher = (str(Path(sys.executable).parent / "accelerate"), "launch", "--cpu", "--num_processes", "1")
+    small = ("--total_batch_size", "16", "--validation_split_percentage", "10", "--cache_dir", "cache")
+    run(place, *launcher, *command.split(), *SMALL, *small)
+    assert (place / "out/gpt2/model.safetensors").exists()
+
+
+def test_the_run_directory_is_as_shown(place):
+    tree = README.partition("out/quickstart/\n")[2].partition("```")[0]
+    shown = [re.split(r"\s{2,}", line.strip())[0] for line in tree.strip().splitlines()]
+    names = [name for entry in shown for name in entry.split() if name != "..."]
+    for name in names:
+        pattern = re.sub(r"-\d{6}", "-*", name)
+        assert list((place / "out/quickstart").glob(pattern.rstrip("/"))), name
+
+
+@pytest.mark.slow
+def test_make_quickstart_from_nothing(tmp_path):
+    """A clone of what is committed, nothing installed: one command to a model that writes."""
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(tmp_path / "clone")], check=True)
+    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(tmp_path)}
+    import os
+
+    environment = {**os.environ, **environment, "PATH": os.environ["PATH"], "OMP_NUM_THREADS": "2"}
+    result = subprocess.run(
+        ["make", "quickstart"],
+        cwd=tmp_path / "clone",
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=1800,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    folder = tmp_path / "clone/out/quickstart"
+    assert str(folder.relative_to(tmp_path / "clone") / "figures/loss.png") in result.stdout
+    losses = [float(loss) for loss in re.findall(r"validation loss ([\d.]+)", result.stderr)]
+    assert len(losses) > 5 and losses[:-2] == sorted(losses[:-2], reverse=True)
+    sample = next(folder.glob("samples/step-*.txt")).read_text()
+    assert re.search(r"^[A-Z][A-Z ]+$", sample, re.M), "no speaker's name on a line of its own"

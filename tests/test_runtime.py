@@ -1,0 +1,280 @@
+"""The process: which precision and device, what stops it, and that its random generators come back exactly."""
+
+import os
+import random
+import re
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from stylegen import runtime
+from stylegen.config import UsageError
+from stylegen.runtime import (
+    StopRequest,
+    build_accelerator,
+    max_memory_bytes,
+    pick_device,
+    random_state,
+    resolve_precision,
+    restore_random_state,
+    seed_everything,
+)
+
+
+@pytest.fixture
+def launcher(monkeypatch):
+    """`launcher(value)` sets the precision that `accelerate launch` hands on; None is no launcher."""
+
+    def hand_on(precision: str | None) -> None:
+        if precision is None:
+            monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+        else:
+            monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
+
+    return hand_on
+
+
+# --- precision
+
+
+@pytest.mark.parametrize("multiplies", [True, False])
+@pytest.mark.parametrize("asked", ["no", "bf16", "fp16"])
+def test_an_asked_precision_is_taken_whatever_the_hardware_does(asked, multiplies, launcher, monkeypatch):
+    monkeypatch.setattr(runtime, "_multiplies_bf16", lambda: multiplies)
+    launcher(None)
+    assert resolve_precision(asked) == asked
+
+
+@pytest.mark.parametrize(
+    ("from_launcher", "multiplies", "expected"),
+    [
+        (None, True, "bf16"),
+        (None, False, "no"),
+        ("bf16", False, "bf16"),
+        ("fp16", True, "fp16"),
+        ("no", True, "no"),
+    ],
+)
+def test_auto_takes_the_launchers_precision_then_what_the_hardware_multiplies(
+    from_launcher, multiplies, expected, launcher, monkeypatch
+):
+    monkeypatch.setattr(runtime, "_multiplies_bf16", lambda: multiplies)
+    launcher(from_launcher)
+    assert resolve_precision("auto") == expected
+
+
+@pytest.mark.parametrize("asked", ["no", "bf16", "fp16"])
+def test_a_launcher_that_says_nothing_or_the_same_agrees(asked, launcher):
+    for said in (None, "no", asked):  # "no" is what accelerate launch says when nobody asked it
+        launcher(said)
+        assert resolve_precision(asked) == asked
+
+
+@pytest.mark.parametrize(("asked", "said"), [("no", "bf16"), ("bf16", "fp16"), ("fp16", "bf16")])
+def test_a_launcher_that_disagrees_is_refused_naming_both(asked, said, launcher):
+    launcher(said)
+    with pytest.raises(UsageError) as error:
+        resolve_precision(asked)
+    assert str(error.value) == (
+        f"mixed_precision is {asked}, but the launcher's configuration says {said}; "
+        f"take mixed_precision out of the launcher's configuration"
+    )
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_the_accelerator_has_the_resolved_precision(precision, launcher):
+    launcher(None)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = build_accelerator(precision)
+    assert accelerator.mixed_precision == precision
+    assert accelerator.num_processes == 1
+
+
+def test_processes_that_do_not_know_each_other_are_refused(monkeypatch, launcher):
+    """Two trainings writing into one directory: what `accelerate launch` starts on a host without GPUs."""
+    launcher(None)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    message = (
+        "the launcher says 2 processes, but each of them trains alone; on a machine without GPUs "
+        "set ACCELERATE_USE_CPU=true, or start one process"
+    )
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        build_accelerator("no")
+
+
+# --- devices
+
+
+@pytest.mark.parametrize("name", ["cuda", "mps"])
+def test_a_device_that_is_not_there_is_refused(name, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(UsageError, match=f"^device {name} is not available here; use --device auto$"):
+        pick_device(name)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "expected"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]
+)
+def test_auto_takes_a_gpu_if_there_is_one(cuda, mps, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert pick_device("auto") == torch.device(expected)
+    assert pick_device("cpu") == torch.device("cpu")
+
+
+def test_the_most_memory_held_grows_with_what_is_held():
+    before = max_memory_bytes(torch.device("cpu"))
+    held = torch.ones(max(before, 64 << 20) // 4)  # as much again as this process ever held
+    assert max_memory_bytes(torch.device("cpu")) >= before + held.nbytes // 4
+    assert before > 50 << 20  # torch alone is more
+
+
+# --- random generators
+
+
+def draws() -> list:
+    return [
+        random.random(), random.gauss(0, 1), random.sample(range(100), 5), np.random.rand(3).tolist(),
+        np.random.normal(), np.random.permutation(9).tolist(), torch.rand(3).tolist(), torch.randn(3).tolist(),
+        torch.randperm(9).tolist(),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("through_a_file", [False, True], ids=["in memory", "through a file"])
+def test_random_generators_come_back_exactly(through_a_file, tmp_path):
+    seed_everything(3)
+    draws()  # leaves the second Gaussian of a pair waiting in the generators of Python and numpy
+    state = random_state()
+    if through_a_file:
+        torch.save(state, tmp_path / "random.pt")
+    expected = [draws(), draws()]
+    seed_everything(4)
+    if through_a_file:
+        state = torch.load(tmp_path / "random.pt", weights_only=True)
+    restore_random_state(state)
+    assert [draws(), draws()] == expected
+
+
+def test_looking_at_the_state_draws_nothing():
+    seed_everything(3)
+    expected = draws()
+    seed_everything(3)
+    random_state()
+    assert draws() == expected
+
+
+def test_a_seed_seeds_every_generator():
+    seed_everything(3)
+    first = draws()
+    seed_everything(3)
+    assert draws() == first
+    seed_everything(4)
+    assert all(one != other for one, other in zip(draws(), first, strict=True))
+
+
+# --- signals
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still until it is moved: `clock.append(seconds)`."""
+    times = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: times[-1])
+    return times
+
+
+@pytest.fixture
+def stop(clock):
+    request = StopRequest()
+    yield request
+    request.restore()
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+class OneProcess:
+    """What `agreed` asks an accelerator for."""
+
+    num_processes = 1
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1], ids=lambda made: made.name
+)
+def test_a_signal_is_remembered_until_the_step_boundary(stop, number):
+    assert (stop.reason, stop.agreed(OneProcess())) == (None, None)
+    send(number)
+    assert stop.reason == number.name
+    assert stop.agreed(OneProcess()) == number.name
+    assert stop.agreed(OneProcess()) == number.name  # asking does not forget it
+
+
+def test_the_first_signal_is_the_reason(stop):
+    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+        send(number)
+    assert stop.reason == "SIGUSR1"
+
+
+@pytest.mark.parametrize("later", [0.0, 0.1, 2.0])
+def test_a_second_interrupt_at_once_is_the_same_one(stop, clock, later):
+    """Launchers deliver one Ctrl-C twice: from the terminal and from themselves."""
+    send(signal.SIGINT)
+    clock.append(100.0 + later)
+    send(signal.SIGINT)
+    assert stop.reason == "SIGINT"
+
+
+def test_a_second_interrupt_after_two_seconds_leaves_at_once(stop, clock):
+    send(signal.SIGINT)
+    clock.append(102.1)
+    with pytest.raises(KeyboardInterrupt):
+        send(signal.SIGINT)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda made: made.name)
+def test_a_scheduler_may_repeat_itself(stop, clock, number):
+    for moment in (100.0, 110.0, 200.0):
+        clock.append(moment)
+        send(number)
+    assert stop.reason == number.name
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda made: made.name)
+def test_an_interrupt_after_another_signal_leaves_at_once_if_it_comes_later(stop, clock, number):
+    send(number)
+    send(signal.SIGINT)  # torchrun forwards both at once
+    clock.append(103.0)
+    with pytest.raises(KeyboardInterrupt):
+        send(signal.SIGINT)
+
+
+def test_the_handlers_of_before_are_given_back():
+    received = []
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.signal(number, lambda got, _: received.append(got)) for number in numbers}
+    try:
+        request = StopRequest()
+        send(signal.SIGTERM)
+        assert (request.reason, received) == ("SIGTERM", [])
+        request.restore()
+        for number in numbers:
+            send(number)
+        assert received == list(numbers)
+        assert request.reason == "SIGTERM"
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_a_training_gives_the_handlers_back(train):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    train("run", "--max_train_steps", "1", "--sample_steps", "end")
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
