@@ -51,7 +51,7 @@ def load_for_writing(
     """The model in evaluation mode on `device`, and its tokenizer."""
     folder = find_model(checkpoint)
     tokenizer = load_tokenizer(folder)
-    model = load_model(folder, revision=None, dtype=dtype, attn_implementation=None)
+    model = load_model(folder, dtype=dtype)
     rows = embedding_rows(model)
     if len(tokenizer) > rows:
         raise UsageError(

@@ -46,10 +46,10 @@ class LanguageModelLoss(nn.Module):
         return loss, correct
 
 
-def load_config(name_or_path: str, revision: str | None = None):
-    """The configuration of a pretrained model, from a folder or the hub."""
+def load_config(name_or_path: str, revision: str | None = None, gguf_file: str | None = None):
+    """The configuration of a pretrained model, from a folder, the hub, or a GGUF file in one of them."""
     try:
-        return AutoConfig.from_pretrained(name_or_path, revision=revision)
+        return AutoConfig.from_pretrained(name_or_path, revision=revision, **_gguf(gguf_file))
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(
             f"no model configuration in {name_or_path} ({str(error).strip().splitlines()[0]}); "
@@ -58,16 +58,17 @@ def load_config(name_or_path: str, revision: str | None = None):
 
 
 def load_model(
-    name_or_path: str, *, revision: str | None, dtype: str, attn_implementation: str | None
+    name_or_path: str,
+    *,
+    revision: str | None = None,
+    gguf_file: str | None = None,
+    dtype: str,
+    attn_implementation: str | None = None,
 ) -> PreTrainedModel:
     """A pretrained model with weights of `dtype`, whatever type the file has."""
+    options = {"revision": revision, "attn_implementation": attn_implementation, **_gguf(gguf_file)}
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            name_or_path,
-            revision=revision,
-            dtype=getattr(torch, dtype),
-            attn_implementation=attn_implementation,
-        )
+        return AutoModelForCausalLM.from_pretrained(name_or_path, dtype=getattr(torch, dtype), **options)
     except (OSError, ValueError, ImportError) as error:
         raise UsageError(f"no model in {name_or_path}: {str(error).strip().splitlines()[0]}") from error
 
@@ -185,3 +186,7 @@ def num_parameters(model: nn.Module) -> int:
 
 def _position_key(config) -> str | None:
     return next((config.attribute_map.get(key, key) for key in POSITION_KEYS if hasattr(config, key)), None)
+
+
+def _gguf(name: str | None) -> dict[str, str]:
+    return {"gguf_file": name} if name else {}

@@ -23,10 +23,13 @@ SAFE_CUT = re.compile(r"(?<=\S)(?=[ \n]\S)")
 LONGEST_TRAINED_WORD = 256
 
 
-def load_tokenizer(name_or_path: str, revision: str | None = None) -> PreTrainedTokenizerFast:
+def load_tokenizer(
+    name_or_path: str, revision: str | None = None, gguf_file: str | None = None
+) -> PreTrainedTokenizerFast:
     """A pretrained tokenizer with an end-of-text token, which also pads if there is no other."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
+        options = {"gguf_file": gguf_file} if gguf_file else {}
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision, **options)
     except (OSError, ValueError) as error:
         raise UsageError(
             f"no tokenizer in {name_or_path} ({str(error).strip().splitlines()[0]}); "

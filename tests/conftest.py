@@ -20,7 +20,7 @@ os.environ |= {
 # The models are too small for two threads, and threads of several test processes would wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-WORDS = (  # noqa: SIM905  a list of words is easier to read so
+WORDS = (
     "the king queen night crown sword day light heart love good sweet noble lord lady speak hear come go "
     "stand know think fear hope death life world time hand eye blood tongue word name honour grace peace war"
 ).split()

@@ -97,8 +97,8 @@ def test_overrides_are_read_from_text_and_from_a_mapping(preset):
     expected = {"n_layer": 4, "resid_pdrop": 0.5, "scale_attn_weights": False, "layer_norm_epsilon": 1e-5}
     text = "n_layer=4,resid_pdrop=0.5,scale_attn_weights=false,layer_norm_epsilon=1e-5"
     assert parse("--train_file", "a", "--config_overrides", text).config_overrides == expected
-    mapping = "train_file: a\nconfig_overrides: {n_layer: 4, resid_pdrop: 0.5, scale_attn_weights: false, layer_norm_epsilon: 0.00001}"
-    assert parse(preset(mapping)).config_overrides == expected
+    mapping = "{n_layer: 4, resid_pdrop: 0.5, scale_attn_weights: false, layer_norm_epsilon: 0.00001}"
+    assert parse(preset(f"train_file: a\nconfig_overrides: {mapping}")).config_overrides == expected
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_a_bad_preset_is_refused_by_name(preset, text, message):
 
 
 def test_a_missing_preset_is_refused():
-    with pytest.raises(UsageError, match="preset no.yaml does not exist"):
+    with pytest.raises(UsageError, match=r"preset no\.yaml does not exist"):
         parse("no.yaml")
 
 
@@ -327,7 +327,8 @@ def test_nothing_heavy_is_imported_before_the_arguments_are_checked(argv):
     code = (
         "import sys\nfrom stylegen.train import main\n"
         f"try:\n    main({argv!r})\nexcept SystemExit:\n    pass\n"
-        "heavy = {'torch', 'transformers', 'datasets', 'accelerate', 'numpy', 'matplotlib', 'wandb'} & set(sys.modules)\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'accelerate', 'numpy', 'matplotlib', 'wandb'}\n"
+        "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

@@ -31,7 +31,7 @@ TINY = {
     "llama": {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 48},
 }
 # Their defaults have more key and value heads than two.
-TINY |= dict.fromkeys(("qwen2", "qwen3", "mistral"), {**TINY["llama"], "num_key_value_heads": 1})
+TINY |= {name: {**TINY["llama"], "num_key_value_heads": 1} for name in ("qwen2", "qwen3", "mistral")}
 both = pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 
 

@@ -107,6 +107,12 @@ def _check_training(arguments: TrainArguments) -> None:
         raise UsageError(
             f"vocab_size is {arguments.vocab_size}, but byte-level BPE needs 257 or more (256 bytes, <|endoftext|>)"
         )
+    if arguments.gguf_file and not arguments.model_name_or_path:
+        raise UsageError(
+            "gguf_file names a file in a folder or hub repository; give that with --model_name_or_path"
+        )
+    if arguments.gguf_file and not importlib.util.find_spec("gguf"):
+        raise UsageError("gguf_file needs the package gguf, which is not installed; pip install gguf")
     _check_positions(arguments)
     _tracker_names(arguments.report_to)
     _check_writable(arguments.output_path, "output_dir")

@@ -35,6 +35,9 @@ class ModelArguments:
         None, "pretrained model to fine-tune: a folder or a hub id (default: train from scratch)"
     )
     model_revision: str | None = arg(None, "branch, tag or commit of a hub model")
+    gguf_file: str | None = arg(
+        None, "name of a GGUF file in model_name_or_path, to fine-tune from (needs the gguf extra)"
+    )
     model_type: str | None = arg(None, "architecture when training from scratch (default: gpt2)")
     config_name: str | None = arg(
         None, "folder or hub id whose config.json gives the architecture from scratch"

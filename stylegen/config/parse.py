@@ -29,7 +29,7 @@ ALTERNATIVES: tuple[tuple[Side, Side], ...] = (
     (("validation_file",), ("validation_split_percentage",)),
     (("dataset_name", "dataset_config_name"), ("train_file",)),
     (
-        ("model_name_or_path", "model_revision"),
+        ("model_name_or_path", "model_revision", "gguf_file"),
         ("model_type", "config_name", "config_overrides", "train_tokenizer", "vocab_size", "normalizer"),
     ),
     (("tokenizer_name",), ("train_tokenizer", "vocab_size", "normalizer")),

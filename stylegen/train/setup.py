@@ -146,7 +146,7 @@ def _resolve(arguments: TrainArguments, accelerator: Accelerator) -> tuple[Train
     """The arguments with nothing left open, and the model's configuration."""
     arguments = resolve_arguments(arguments, accelerator.num_processes)
     if arguments.model_name_or_path:
-        config = load_config(arguments.model_name_or_path, arguments.model_revision)
+        config = load_config(arguments.model_name_or_path, arguments.model_revision, arguments.gguf_file)
     else:
         config = scratch_config(
             arguments.model_type, arguments.config_name, arguments.config_overrides, arguments.block_size
@@ -209,10 +209,13 @@ def _prepare_text(
         tokenizer: Any = lambda: train_tokenizer(kind, train, vocab_size, normalizer)  # noqa: E731
         identity = f"{kind} {vocab_size} {normalizer}"
     else:
-        name = arguments.tokenizer_name or arguments.model_name_or_path
-        assert name
-        revision = None if arguments.tokenizer_name else arguments.model_revision
-        tokenizer = load_tokenizer(name, revision)
+        if arguments.tokenizer_name:
+            tokenizer = load_tokenizer(arguments.tokenizer_name)
+        else:
+            assert arguments.model_name_or_path
+            tokenizer = load_tokenizer(
+                arguments.model_name_or_path, arguments.model_revision, arguments.gguf_file
+            )
         identity = f"{tokenizer.eos_token_id} {tokenizer.backend_tokenizer.to_str()}"
     return build_cache(
         train, validation, tokenizer, identity, Path(cache_dir).expanduser(), arguments.overwrite_cache
@@ -248,9 +251,14 @@ def _build_model(
                 f"{cache.fingerprint[:12]}); restore it, choose another --output_dir, or start afresh with "
                 f"--overwrite_output_dir"
             )
-        model = load_model(str(checkpoint), revision=None, **options)
+        model = load_model(str(checkpoint), **options)
     elif arguments.model_name_or_path:
-        model = load_model(arguments.model_name_or_path, revision=arguments.model_revision, **options)
+        model = load_model(
+            arguments.model_name_or_path,
+            revision=arguments.model_revision,
+            gguf_file=arguments.gguf_file,
+            **options,
+        )
         fit_embedding(model, cache.tokenizer)
     else:
         model = build_model(config, cache.tokenizer, **options)
