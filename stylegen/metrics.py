@@ -5,7 +5,7 @@ import math
 
 def perplexity(loss_nats: float) -> float:
     """exp of the mean cross-entropy per token in nats: how many equally likely tokens the model hesitates over."""
-    return math.exp(loss_nats) if loss_nats < 700 else math.inf
+    return math.inf if loss_nats > 700 else math.exp(loss_nats)
 
 
 def bits_per_byte(loss_nats: float, num_tokens: int, num_bytes: int) -> float:

@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from stylegen.config import UsageError
+from stylegen.config import UsageError, first_line
 from stylegen.config.checks import POSITION_KEYS, positions_of
 
 IGNORED = -100  # the label that the loss leaves out
@@ -50,9 +50,9 @@ def load_config(name_or_path: str, revision: str | None = None, gguf_file: str |
     """The configuration of a pretrained model, from a folder, the hub, or a GGUF file in one of them."""
     try:
         return AutoConfig.from_pretrained(name_or_path, revision=revision, **_gguf(gguf_file))
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever a folder of somebody else's makes the libraries raise
         raise UsageError(
-            f"no model configuration in {name_or_path} ({str(error).strip().splitlines()[0]}); "
+            f"no model configuration in {name_or_path} ({first_line(error)}); "
             f"give a folder with config.json and weights, or a hub id"
         ) from error
 
@@ -69,8 +69,8 @@ def load_model(
     options = {"revision": revision, "attn_implementation": attn_implementation, **_gguf(gguf_file)}
     try:
         return AutoModelForCausalLM.from_pretrained(name_or_path, dtype=getattr(torch, dtype), **options)
-    except (OSError, ValueError, ImportError) as error:
-        raise UsageError(f"no model in {name_or_path}: {str(error).strip().splitlines()[0]}") from error
+    except Exception as error:
+        raise UsageError(f"no model in {name_or_path}: {first_line(error)}") from error
 
 
 def scratch_config(
@@ -89,19 +89,24 @@ def scratch_config(
                 f"model_type {model_type} is not known to transformers; for example gpt2, llama, qwen2, gpt_neox"
             )
         config = CONFIG_MAPPING[model_type]()
-        if (
-            block_size
-            and (key := _position_key(config))
-            and not any(name in overrides for name in POSITION_KEYS)
-        ):
-            setattr(config, key, block_size)
-    for key, value in overrides.items():
+    for key in overrides:
         if not hasattr(config, key):
             raise UsageError(
                 f"config_overrides names {key}, which a {config.model_type} configuration does not have"
             )
-        setattr(config, key, value)
-    return config
+    try:
+        if config_name:
+            for key, value in overrides.items():
+                setattr(config, key, value)
+            return config
+        position_key = _position_key(config)
+        if block_size and position_key and not any(name in overrides for name in POSITION_KEYS):
+            overrides = {**overrides, position_key: block_size}
+        return type(config)(**overrides)  # anew, so that what it derives follows the overrides
+    except Exception as error:
+        raise UsageError(
+            f"config_overrides do not make a {config.model_type} configuration: {first_line(error)}"
+        ) from error
 
 
 def build_model(
@@ -110,15 +115,21 @@ def build_model(
     """A new model whose embedding has exactly the rows that the tokenizer needs."""
     config.vocab_size = len(tokenizer)
     config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
-    config.pad_token_id = tokenizer.pad_token_id
+    # A padding id of its own only: some architectures never train the embedding of the padding id.
+    config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id != tokenizer.eos_token_id else None
+    heads = getattr(config, "num_attention_heads", 1)
+    shared = getattr(config, "num_key_value_heads", None) or 1
+    if heads % shared:
+        raise UsageError(
+            f"a {config.model_type} model of {heads} attention heads cannot share num_key_value_heads {shared}; "
+            f"set num_key_value_heads in config_overrides"
+        )
     try:
         return AutoModelForCausalLM.from_config(
             config, dtype=getattr(torch, dtype), attn_implementation=attn_implementation
         )
-    except (ValueError, ImportError) as error:
-        raise UsageError(
-            f"a {config.model_type} model cannot be built so: {str(error).strip().splitlines()[0]}"
-        ) from error
+    except Exception as error:
+        raise UsageError(f"a {config.model_type} model cannot be built so: {first_line(error)}") from error
 
 
 def fit_embedding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:

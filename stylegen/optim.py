@@ -23,14 +23,11 @@ class MuonWithAdamW(torch.optim.Optimizer):
     def __init__(self, groups: list[dict[str, Any]], lr: float, **adamw: Any):
         self.parts: tuple[torch.optim.Optimizer, ...] = ()
         super().__init__(groups, {"lr": lr, **adamw})
-        matrices = [
-            group
-            for group in groups
-            if group["name"] == "matrices" and all(p.ndim == 2 for p in group["params"])
-        ]
-        others = [group for group in groups if group not in matrices]
+        matrices, others = _split_matrices(groups)
+        if not matrices:
+            raise UsageError("optim muon is for weight matrices, and this model has none; use --optim adamw")
         muon = torch.optim.Muon(_plain(matrices), lr=lr, adjust_lr_fn="match_rms_adamw")
-        self.parts = (muon, torch.optim.AdamW(_plain(others), lr=lr, **adamw))
+        self.parts = (muon, torch.optim.AdamW(_plain(others), lr=lr, **adamw)) if others else (muon,)
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
     def step(self, closure=None):
@@ -66,16 +63,20 @@ def build_schedule(
     Raises UsageError for options that the schedule does not have.
     """
     warmup = round(num_warmup_steps * num_steps) if num_warmup_steps < 1 else int(num_warmup_steps)
-    if name == "constant" and warmup:
-        name = "constant_with_warmup"  # get_scheduler would drop the warm-up without a word
     if name == "warmup_stable_decay":
         options = {"num_decay_steps": round(DECAY_FRACTION * num_steps), **options}
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=peak)
     try:
-        scheduler = get_scheduler(name, optimizer, warmup, max(num_steps, 1), options)
-    except (TypeError, ValueError) as error:
+        if name.startswith("constant") and options:
+            raise ValueError("it has no options")  # get_scheduler would drop them without a word
+        # get_scheduler would drop the warm-up of "constant" without a word.
+        kind = "constant_with_warmup" if name == "constant" and warmup else name
+        factor = get_scheduler(kind, optimizer, warmup, max(num_steps, 1), options).lr_lambdas[0]
+        probes = {0, warmup, (warmup + num_steps) // 2, num_steps - 1}
+        for step in probes.intersection(range(num_steps)):  # a bad option shows only where it is used
+            float(factor(step))
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise UsageError(f"lr_scheduler_type {name} with lr_scheduler_kwargs {options}: {error}") from error
-    factor = scheduler.lr_lambdas[0]
     return lambda step: peak * factor(step)
 
 
@@ -83,6 +84,17 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
     """The learning rate of the next step, for all parameters."""
     for group in optimizer.param_groups:
         group["lr"] = value
+
+
+def _split_matrices(groups: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(2-D weights of "matrices", everything else); embeddings stay AdamW's although they are 2-D."""
+    sides: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
+    for group in groups:
+        for side, wanted in zip(sides, (True, False), strict=True):
+            is_muon = group["name"] == "matrices"
+            if chosen := [p for p in group["params"] if (is_muon and p.ndim == 2) == wanted]:
+                side.append({**group, "params": chosen})
+    return sides
 
 
 def _plain(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ slides: the last half of the context is kept and writing goes on.
 """
 
 import logging
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -23,11 +22,9 @@ from transformers.generation import (
 from transformers.generation.streamers import BaseStreamer
 
 from stylegen.model import context_length
+from stylegen.tokenizer import BYTE_TOKEN
 
 logger = logging.getLogger("stylegen")
-BYTE_TOKEN = re.compile(
-    r"<0x[0-9A-F]{2}>"
-)  # how a tokenizer with byte fallback spells what it has no word for
 
 
 @dataclass(frozen=True)

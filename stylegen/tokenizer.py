@@ -12,9 +12,10 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from stylegen.config import UsageError
+from stylegen.config import UsageError, first_line
 
 END_OF_TEXT = "<|endoftext|>"
+BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")  # how byte fallback spells what there is no word for
 SLICE_CHARACTERS = 1 << 18
 # A pre-token of the byte-level split starts at a single space or line break between two visible characters, so
 # a text cut just before one gives the same ids. Longer runs of white space are looked at together: no cut there.
@@ -30,9 +31,9 @@ def load_tokenizer(
     try:
         options = {"gguf_file": gguf_file} if gguf_file else {}
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision, **options)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever a folder of somebody else's makes the library raise
         raise UsageError(
-            f"no tokenizer in {name_or_path} ({str(error).strip().splitlines()[0]}); "
+            f"no tokenizer in {name_or_path} ({first_line(error)}); "
             f"give a folder or hub id with --tokenizer_name, or train one with --train_tokenizer bpe"
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
@@ -93,20 +94,37 @@ def slices(document: str, size: int = SLICE_CHARACTERS) -> Iterator[str]:
     yield document[start:]
 
 
+def token_byte_lengths(tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
+    """UTF-8 bytes of text behind each id, int64 (V,): 0 for special tokens, exact for byte-level and characters."""
+    is_byte_level = isinstance(tokenizer.backend_tokenizer.decoder, decoders.ByteLevel)
+    added = {id_: token.content for id_, token in tokenizer.added_tokens_decoder.items()}
+    special = set(tokenizer.all_special_ids)
+    lengths = np.zeros(len(tokenizer), dtype=np.int64)
+    for word, id_ in tokenizer.get_vocab().items():
+        if id_ in added:
+            lengths[id_] = 0 if id_ in special else len(added[id_].encode())
+        elif is_byte_level:
+            lengths[id_] = len(word)  # one character of its alphabet stands for one byte
+        else:
+            lengths[id_] = 1 if BYTE_TOKEN.fullmatch(word) else len(word.replace("▁", " ").encode())
+    return lengths
+
+
 def _cuts_at_white_space(backend: Tokenizer) -> bool:
     """Whether ids stay the same when a text is cut at SAFE_CUT: true for the GPT-2 split and for characters."""
-    split = backend.pre_tokenizer
-    if any(
-        re.search(r"\s", token.content) or token.lstrip or token.rstrip
-        for token in backend.get_added_tokens_decoder().values()
-    ):
+    forms = (normalizers.NFC, normalizers.NFD, normalizers.NFKC, normalizers.NFKD)
+    if backend.normalizer is not None and not isinstance(backend.normalizer, forms):
         return False
+    added = backend.get_added_tokens_decoder().values()
+    if any(re.search(r"\s", token.content) or token.lstrip or token.rstrip for token in added):
+        return False
+    split = backend.pre_tokenizer
     if split is None:
-        return isinstance(backend.model, models.BPE) and not backend_merges(backend)
+        return isinstance(backend.model, models.BPE) and not _merges(backend)
     return isinstance(split, pre_tokenizers.ByteLevel) and split.use_regex and not split.add_prefix_space
 
 
-def backend_merges(backend: Tokenizer) -> bool:
+def _merges(backend: Tokenizer) -> bool:
     """Whether a BPE ever joins two symbols: characters do not, so they may be cut anywhere."""
     return '"merges":[]' not in backend.to_str()
 
@@ -130,11 +148,12 @@ def _byte_level_bpe(
 
 
 def _training_pieces(documents: Iterable[str]) -> Iterator[str]:
-    long_word = re.compile(rf"\S{{{LONGEST_TRAINED_WORD},}}")
+    limit = LONGEST_TRAINED_WORD
+    long_run = re.compile(rf"\S{{{limit + 1}}}|\s{{{limit + 1}}}")
     for document in documents:
         for piece in slices(document):
-            if long_word.search(piece):
-                yield from re.findall(rf"\s*\S{{1,{LONGEST_TRAINED_WORD}}}|\s+$", piece)
+            if long_run.search(piece):
+                yield from re.findall(rf"\s{{0,{limit}}}\S{{1,{limit}}}|\s{{1,{limit}}}", piece)
             else:
                 yield piece
 

@@ -300,8 +300,8 @@ def test_a_new_model_has_a_row_for_each_word_and_no_more(architecture, tokenizer
     assert model.get_input_embeddings().weight.shape[0] == len(tokenizer) < VOCABULARY
     assert model.get_output_embeddings().weight.shape[0] == len(tokenizer)
     assert model.config.vocab_size == len(tokenizer)
-    ids = {model.config.bos_token_id, model.config.eos_token_id, model.config.pad_token_id}
-    assert ids == {tokenizer.eos_token_id}
+    assert {model.config.bos_token_id, model.config.eos_token_id} == {tokenizer.eos_token_id}
+    assert model.config.pad_token_id is None  # <|endoftext|> pads too, and has to be trained as a word
 
 
 @both

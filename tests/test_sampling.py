@@ -42,15 +42,6 @@ ARCHITECTURES = {
 PROMPTS = ["the king", "n", "", "Good night, sweet lady", "O"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """For models this small a second thread only waits: on busy cores these tests would take six times as long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def tokenizer():
     """One token a letter and nothing else, so that a text shows every token that was written."""

@@ -8,7 +8,7 @@ import unicodedata
 import numpy as np
 import pytest
 from conftest import make_text
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
@@ -33,7 +33,10 @@ NASTY = [
     "!?", "\u0301", "e\u0301", "é", "ﬁ", "¨", "世界", "こんにちは", "안녕", "नमस्ते", "مرحبا", "🎉",
     "👩\u200d👩\u200d👧", "🇩🇪", "<|endoftext|>", "<|endof", "<0x41>", "\\n", "Ġ", "▁", "\U0010ffff",
 ]  # fmt: skip
-nasty_text = st.lists(st.sampled_from(NASTY) | st.text(max_size=3), max_size=30).map("".join)
+separators = st.sampled_from(["", "", " ", " ", "\n", "  ", " \n"])
+nasty_text = st.lists(
+    st.tuples(st.sampled_from(NASTY) | st.text(max_size=3), separators).map("".join), max_size=25
+).map("".join)
 examples = settings(max_examples=200, deadline=None, database=None)
 
 
@@ -85,6 +88,12 @@ def tokenizer_named(name: str):
         return wrapped(
             backend_bpe(pre_tokenizers.Sequence([pre_tokenizers.Split(words, "isolated"), bytes_only]))
         )
+    if name == "words of several words":
+        backend = Tokenizer(models.BPE())
+        backend.train_from_iterator(
+            [TEXT], trainers.BpeTrainer(special_tokens=[END_OF_TEXT], show_progress=False)
+        )
+        return wrapped(backend)
     if name == "no split":
         return wrapped(backend_bpe(bytes_only))
     if name == "space in front":
@@ -113,6 +122,7 @@ OURS = ("bpe", "char", "gpt2")
 FORMS = ("nfc", "nfd", "nfkc", "nfkd")
 FOREIGN = (
     "own split, as of Llama 3",
+    "words of several words",
     "no split",
     "space in front",
     "prepending normalizer",
@@ -223,6 +233,7 @@ def test_cutting_changes_no_id(name, cut_often, document):
 
 
 @pytest.mark.parametrize("name", FOREIGN)
+@example(document="say the king a <mask> of the lord King a b a\na")
 @given(document=nasty_text)
 @examples
 def test_a_tokenizer_that_looks_across_a_cut_gets_the_whole_document(name, cut_often, document):

@@ -3,6 +3,7 @@
 import json
 import logging
 import struct
+import time
 import zlib
 from pathlib import Path
 
@@ -279,6 +280,8 @@ def read_wandb(folder: Path) -> list:
             place += room
             continue
         data = content[place + 7 : place + 7 + length]
+        if len(data) < length:  # not yet written to its end
+            break
         assert zlib.crc32(data, zlib.crc32(bytes([kind]))) == checksum
         place += 7 + length
         parts += data
@@ -288,9 +291,19 @@ def read_wandb(folder: Path) -> list:
     return records
 
 
+def finished_run(folder: Path) -> list:
+    """The records of a run that has ended; wandb's own process may still be writing when `finish` returns."""
+    for _ in range(200):
+        records = read_wandb(folder)
+        if any(record.HasField("exit") for record in records):
+            return records
+        time.sleep(0.1)
+    raise TimeoutError(f"no end of the run in {folder}: {len(records)} records")
+
+
 def offline_runs(folder: Path) -> list[list]:
-    """The records of each start, in order: the folders are named by their time, which may be the same second."""
-    runs = [read_wandb(path) for path in folder.glob("offline-run-*")]
+    """The records of each start, in order."""
+    runs = [finished_run(path) for path in folder.glob("offline-run-*")]
     return sorted(
         runs, key=lambda records: next(r.run.start_time.ToNanoseconds() for r in records if r.HasField("run"))
     )

@@ -1,7 +1,7 @@
 """Arguments: declared in `fields`, read by `parse`, checked in `checks`. Nothing here imports torch."""
 
 from stylegen.config.checks import check_arguments, resolve_arguments
-from stylegen.config.errors import UsageError, run_command
+from stylegen.config.errors import UsageError, first_line, run_command
 from stylegen.config.fields import GenerateArguments, TrainArguments
 from stylegen.config.parse import dump_arguments, parse_arguments, read_preset
 
@@ -11,6 +11,7 @@ __all__ = [
     "UsageError",
     "check_arguments",
     "dump_arguments",
+    "first_line",
     "parse_arguments",
     "read_preset",
     "resolve_arguments",

@@ -9,6 +9,11 @@ class UsageError(ValueError):
     """Something the user gave cannot work. The message names it and says what to do."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of a library's message, for one of ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def run_command(command: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Run one of our commands; returns the exit code (0 done, 1 failed while running, 2 a usage error).
 
