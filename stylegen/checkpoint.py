@@ -26,6 +26,10 @@ FORMAT = 1
 NAME = re.compile(r"checkpoint-(\d+)")
 
 
+class NewerFormatError(UsageError):
+    """A checkpoint of a later version of stylegen."""
+
+
 def save_checkpoint(
     run_dir: Path,
     step: int,
@@ -62,6 +66,7 @@ def save_checkpoint(
             "state": state,
             "files": files,
         }
+        manifest["sha256"] = _digest(manifest)
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
         for path in [*temporary.iterdir(), temporary]:
             _sync(path)
@@ -69,7 +74,7 @@ def save_checkpoint(
             shutil.rmtree(final)
         os.rename(temporary, final)
         _sync(run_dir)
-        _rotate(run_dir, keep)
+        _rotate(run_dir, keep, final)
     accelerator.wait_for_everyone()
     return final
 
@@ -103,21 +108,26 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     """The manifest. Raises UsageError if there is none, or one of a format that this version does not know."""
     try:
         manifest = json.loads((checkpoint / "manifest.json").read_text())
-    except (OSError, ValueError):
+        is_newer = manifest["format"] > FORMAT
+        if not is_newer and manifest["sha256"] != _digest(manifest):
+            raise ValueError
+    except (OSError, ValueError, TypeError, KeyError):
         raise UsageError(
             f"{checkpoint} is not a checkpoint of a run: it has no readable manifest.json"
         ) from None
-    if manifest["format"] > FORMAT:
-        raise UsageError(
+    if is_newer:
+        raise NewerFormatError(
             f"{checkpoint} has format {manifest['format']}, this version reads up to {FORMAT}; update stylegen"
         )
     return manifest
 
 
 def find_damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None."""
+    """What is wrong with a checkpoint's files, or None. Raises NewerFormatError, which is no damage."""
     try:
         manifest = read_manifest(checkpoint)
+    except NewerFormatError:
+        raise
     except UsageError as error:
         return str(error)
     for name, recorded in manifest["files"].items():
@@ -143,9 +153,24 @@ def load_training_state(checkpoint: Path, accelerator: Accelerator, optimizer: t
         )
 
 
-def _rotate(run_dir: Path, keep: int | None) -> None:
-    for path in list_checkpoints(run_dir)[: -keep if keep else 0]:
+def _rotate(run_dir: Path, keep: int | None, newest: Path) -> None:
+    if keep is None:
+        return
+    # Larger numbers than the one just written are damaged, or of a past that was left: they go first.
+    step = _step(newest)
+    paths = sorted(list_checkpoints(run_dir), key=lambda path: (_step(path) <= step, _step(path)))
+    for path in paths[:-keep]:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    """Of everything in a manifest but the digest itself."""
+    values = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _describe(path: Path) -> dict[str, Any]:

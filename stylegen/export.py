@@ -35,7 +35,7 @@ def find_model(checkpoint: str) -> str:
         raise UsageError(
             f"{checkpoint} is a file; give the folder that holds config.json and model.safetensors"
         )
-    for folder in (path, path / BEST):
+    for folder in (path / BEST, path):
         if (folder / "config.json").is_file():
             return str(folder)
     if newest := newest_checkpoint(path):

@@ -52,7 +52,7 @@ def training_loss_between(training: Rows, after: float, until: float) -> float:
 def _loss_by_epoch(training: Rows, evaluations: Rows, path: Path) -> Path:
     figure, axes = _axes("Loss by epoch", "epoch", "loss (nats per token)")
     epochs = [row["train/epoch"] for row in evaluations]
-    spans = list(itertools.pairwise(epochs))
+    spans = list(itertools.pairwise(epochs if epochs[0] == 0 else [0.0, *epochs]))
     means = [(until, training_loss_between(training, after, until)) for after, until in spans]
     means = [(epoch, loss) for epoch, loss in means if loss == loss]
     if means:
@@ -82,6 +82,7 @@ def _loss_by_step(training: Rows, evaluations: Rows, path: Path) -> Path:
         [r["train/loss"] for r in training],
         color=TRAINING,
         linewidth=1,
+        marker="." if len(training) == 1 else None,
         label="training",
     )
     if evaluations:
@@ -106,6 +107,7 @@ def _learning_rate(training: Rows, path: Path) -> Path:
         [r["train/global_step"] for r in training],
         [r["train/learning_rate"] for r in training],
         color=TRAINING,
+        marker="." if len(training) == 1 else None,
     )
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
     axes.set_ylim(bottom=0)
@@ -120,7 +122,7 @@ def _axes(title: str, x: str, y: str):
     axes.set_ylabel(y)
     axes.grid(True, color="#e4e4e4", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=10, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=10, steps=[1, 2, 5, 10], integer="step" in x))
     return figure, axes
 
 

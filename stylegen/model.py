@@ -66,11 +66,27 @@ def load_model(
     attn_implementation: str | None = None,
 ) -> PreTrainedModel:
     """A pretrained model with weights of `dtype`, whatever type the file has."""
-    options = {"revision": revision, "attn_implementation": attn_implementation, **_gguf(gguf_file)}
+    options: dict[str, Any] = {
+        "revision": revision,
+        "dtype": getattr(torch, dtype),
+        "attn_implementation": attn_implementation,
+        "output_loading_info": True,
+        **_gguf(gguf_file),
+    }
+    loaded: Any
     try:
-        return AutoModelForCausalLM.from_pretrained(name_or_path, dtype=getattr(torch, dtype), **options)
+        loaded = AutoModelForCausalLM.from_pretrained(name_or_path, **options)
     except Exception as error:
         raise UsageError(f"no model in {name_or_path}: {first_line(error)}") from error
+    model, report = loaded
+    if missing := report["missing_keys"]:  # transformers would fill them with random numbers
+        raise UsageError(
+            f"no model in {name_or_path}: it lacks {len(missing)} tensors, such as {min(missing)}"
+        )
+    if gguf_file:  # the weights are plain ones now
+        model.hf_quantizer = None
+        del model.config.quantization_config
+    return model
 
 
 def scratch_config(

@@ -6,6 +6,7 @@ Everything is read from the run directory, so it works on a running or a killed 
 
 import base64
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,7 +93,13 @@ def _read_run(run_dir: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     rows = read_metrics(run_dir / "metrics.jsonl") if (run_dir / "metrics.jsonl").is_file() else []
     if not rows:
         raise UsageError(f"{run_dir} has no metrics yet; wait for the first evaluation")
-    return rows, yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    try:
+        settings = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    except yaml.YAMLError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise UsageError(f"{run_dir / 'config.yaml'} is damaged; restore it")
+    return rows, settings
 
 
 def _page_values(run_dir: Path, rows: list[dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
@@ -101,6 +108,7 @@ def _page_values(run_dir: Path, rows: list[dict[str, Any]], settings: dict[str, 
     best = best_evaluation(rows)
     start = next((row for row in evaluations if row["train/global_step"] == 0), None)
     samples = sorted((run_dir / "samples").glob("step-*.txt"))
+    sample = samples[-1].read_text(encoding="utf-8") if samples else ""
     environment = run_dir / "environment.json"
     return {
         "name": run_dir.resolve().name,
@@ -112,7 +120,8 @@ def _page_values(run_dir: Path, rows: list[dict[str, Any]], settings: dict[str, 
         "best": best,
         "last": evaluations[-1] if evaluations and evaluations[-1] is not start else None,
         "got_worse": bool(start and best and best["eval/loss"] > start["eval/loss"]),
-        "sample": samples[-1].read_text(encoding="utf-8") if samples else "",
+        "sample": sample,
+        "fence": "`" * (1 + max(map(len, re.findall("`+", f"``{sample}")))),  # longer than any run in it
         "settings": settings,
         "settings_yaml": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
         "environment": json.loads(environment.read_text()) if environment.is_file() else {},

@@ -50,6 +50,7 @@ class _Row:
     draws: torch.Tensor
     finished: bool = False
     new_ids: list[int] = field(default_factory=list)
+    visible: int = 0  # tokens at the end of `ids` that the model sees
 
 
 def write_texts(
@@ -72,15 +73,15 @@ def write_texts(
     jobs = [(prompt, number) for prompt in prompts for number in range(num_return_sequences)]
     if settings.num_beams > 1:
         jobs = [(prompt, 0) for prompt in prompts]
-    was_training = model.training
+    was_training, own = model.training, model.generation_config
+    model.generation_config = GenerationConfig()  # transformers fills open values from the model's
     model.eval()
     try:
         for start in range(0, len(jobs), batch_size):
             batch = jobs[start : start + batch_size]
             if settings.num_beams > 1:
-                yield from _search(
-                    model, tokenizer, [prompt for prompt, _ in batch], settings, num_return_sequences
-                )
+                for prompt, _ in batch:
+                    yield from _search(model, tokenizer, [prompt], settings, num_return_sequences)
                 continue
             rows = [
                 _start_row(tokenizer, prompt, first_number + start + i, settings)
@@ -88,11 +89,12 @@ def write_texts(
             ]
             _write(model, tokenizer, rows, settings, on_text)
             yield from (
-                (prompt, _decode(tokenizer, row.new_ids))
+                (prompt, _continuation(tokenizer, row.ids[: row.prompt_length], row.new_ids))
                 for (prompt, _), row in zip(batch, rows, strict=True)
             )
     finally:
         model.train(was_training)
+        model.generation_config = own
 
 
 def warn_of_long_prompts(
@@ -122,7 +124,7 @@ def _start_row(
     ids = prompt_ids(tokenizer, prompt)
     generator = torch.Generator().manual_seed((settings.seed * 1_000_003 + number) % 2**63)
     draws = torch.rand(settings.max_new_tokens, generator=generator, dtype=torch.float64)
-    return _Row(ids=ids, prompt_length=len(ids), draws=draws)
+    return _Row(ids=ids, prompt_length=len(ids), draws=draws, visible=len(ids))
 
 
 @torch.no_grad()
@@ -130,15 +132,16 @@ def _write(model, tokenizer, rows: list[_Row], settings: SamplingSettings, on_te
     """Write all rows to their end: each turn fills the model's context, then the window slides."""
     window = context_length(model)
     written = 0
-    streamer = _Streamer(tokenizer, on_text) if on_text else None
+    streamer = _Streamer(tokenizer, on_text, rows[0].ids[:]) if on_text else None
     while written < settings.max_new_tokens and (active := [row for row in rows if not row.finished]):
-        longest = max(len(row.ids) for row in active)
-        keep = longest if window is None or longest < window else max(window // 2, 1)
-        length = min(longest, keep)
         count = settings.max_new_tokens - written
-        count = count if window is None else min(count, window - length)
+        if window is not None:  # each row slides on its own, whatever stands beside it
+            for row in active:
+                row.visible = row.visible if row.visible < window else max(window // 2, 1)
+            # With a context of one token the next one still can be read off.
+            count = min(count, max(window - max(row.visible for row in active), 1))
         inputs, mask = _left_padded(
-            [row.ids[-length:] for row in active], tokenizer.pad_token_id, model.device
+            [row.ids[-row.visible :] for row in active], tokenizer.pad_token_id, model.device
         )
         draws = torch.stack([row.draws[written : written + count] for row in active])
         output = model.generate(
@@ -154,6 +157,7 @@ def _write(model, tokenizer, rows: list[_Row], settings: SamplingSettings, on_te
                 row.finished = True
             row.ids += ids
             row.new_ids += ids
+            row.visible += len(ids)
         written += count
     if streamer:
         streamer.flush()
@@ -179,7 +183,7 @@ def _search(
     for number, ids in enumerate(output[:, inputs.shape[1] :].tolist()):
         if tokenizer.eos_token_id in ids:
             ids = ids[: ids.index(tokenizer.eos_token_id)]
-        yield prompts[number // count], _decode(tokenizer, ids)
+        yield prompts[number // count], _continuation(tokenizer, rows[number // count], ids)
 
 
 def _left_padded(rows: list[list[int]], pad_id: int, device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -240,7 +244,8 @@ class _Draw(LogitsProcessor):
 class _Streamer(BaseStreamer):
     """Hands on text as soon as its bytes are complete; one row only."""
 
-    def __init__(self, tokenizer, on_text: Callable[[str], None]):
+    def __init__(self, tokenizer, on_text: Callable[[str], None], prompt_ids: Sequence[int]):
+        self.prompt_ids = prompt_ids
         self.tokenizer, self.on_text = tokenizer, on_text
         self.ids: list[int] = []
         self.shown = 0
@@ -251,7 +256,7 @@ class _Streamer(BaseStreamer):
             self.at_prompt = False
             return
         self.ids += [int(i) for i in value.flatten() if int(i) != self.tokenizer.eos_token_id]
-        text = _decode(self.tokenizer, self.ids)
+        text = _continuation(self.tokenizer, self.prompt_ids, self.ids)
         # A byte may be the first of a character, and what a run of bytes means is known at its end.
         is_byte = self.ids and BYTE_TOKEN.fullmatch(str(self.tokenizer.convert_ids_to_tokens(self.ids[-1])))
         if not is_byte and not text.endswith("�"):
@@ -261,12 +266,19 @@ class _Streamer(BaseStreamer):
         self.at_prompt = True
 
     def flush(self) -> None:
-        self._show(_decode(self.tokenizer, self.ids))
+        self._show(_continuation(self.tokenizer, self.prompt_ids, self.ids))
 
     def _show(self, text: str) -> None:
         if len(text) > self.shown:
             self.on_text(text[self.shown :])
             self.shown = len(text)
+
+
+def _continuation(tokenizer: PreTrainedTokenizerFast, before: Sequence[int], ids: Sequence[int]) -> str:
+    """Text of `ids` after others: SentencePiece-like decoders drop the space at the start of a text."""
+    start = _decode(tokenizer, before[-1:])
+    whole = _decode(tokenizer, [*before[-1:], *ids])
+    return whole[len(start) :] if whole.startswith(start) else _decode(tokenizer, ids)
 
 
 def _decode(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:

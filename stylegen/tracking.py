@@ -59,9 +59,10 @@ class Tracker:
         """Samples as text, to trackers that show text."""
         for tracker in list(self.trackers):
             if tracker.name == "wandb":
-                self._guarded(
-                    "wandb", tracker.log_table, "samples", ["step", "text"], [[step, text] for text in texts]
-                )
+                import wandb
+
+                table = wandb.Table(columns=["step", "text"], data=[[step, text] for text in texts])
+                self._guarded("wandb", tracker.log, {"samples": table, AXIS: step})
             else:
                 values = {f"samples/{number}": text for number, text in enumerate(texts)}
                 self._guarded(tracker.name, tracker.log, values, step=step)

@@ -6,6 +6,8 @@ import torch
 from conftest import make_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 import stylegen.blocks
 from stylegen.blocks import (
@@ -320,6 +322,14 @@ def test_ids_take_two_bytes_while_the_vocabulary_allows(tmp_path, num_words, dty
     cache = build_cache([text], [text], tokenizer, "x", tmp_path)
     assert cache.train.tokens.dtype == dtype
     assert cache.train.tokens.tolist() == [1, num_words - 256 + ord("a")]
+
+
+def test_ids_that_leave_a_gap_are_kept(tmp_path):
+    """Few words, but one of them with an id beyond two bytes."""
+    backend = Tokenizer(models.BPE(vocab={"<|endoftext|>": 0, "a": 1, "b": 70_000}, merges=[]))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
+    cache = build_cache(["abba"], ["ab"], tokenizer, "x", tmp_path)
+    assert cache.train.tokens.tolist() == [1, 70_000, 70_000, 1]
 
 
 def test_nothing_but_the_entry_is_left_behind(tokenizer, tmp_path):

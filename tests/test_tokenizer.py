@@ -22,6 +22,7 @@ from stylegen.tokenizer import (
     fitting_vocab_size,
     load_tokenizer,
     slices,
+    token_byte_lengths,
     train_tokenizer,
 )
 
@@ -287,6 +288,28 @@ def test_ids_are_uint32_even_of_no_text(name):
     tokenizer = tokenizer_named(name)
     assert encode(tokenizer, "").shape == (0,)
     assert encode(tokenizer, "").dtype == encode(tokenizer, "the king").dtype == np.uint32
+
+
+@pytest.mark.parametrize("name", OURS)
+@given(document=nasty_text)
+@examples
+def test_the_lengths_of_the_tokens_sum_to_the_bytes_of_the_text(name, document):
+    tokenizer = tokenizer_named(name)
+    lengths = token_byte_lengths(tokenizer)[encode(tokenizer, document)]
+    # The special token stands between texts and is none itself.
+    assert lengths.sum() == len(document.replace(END_OF_TEXT, "").encode())
+
+
+def test_a_token_is_as_long_as_the_bytes_it_stands_for():
+    tokenizer = train_tokenizer("char", ["aé世🎉"], None, "none")
+    assert token_byte_lengths(tokenizer).tolist() == [0, 1, 2, 3, 4, *[1] * 256]
+
+
+def test_ids_may_leave_gaps():
+    """The vocabulary of GPT-4 has 100,261 words and ids up to 100,276."""
+    backend = Tokenizer(models.BPE(vocab={END_OF_TEXT: 0, "a": 1, "é": 9}, merges=[]))
+    lengths = token_byte_lengths(wrapped(backend))
+    assert lengths[[0, 1, 9]].tolist() == [0, 1, 2]
 
 
 def test_a_tokenizer_that_frames_a_text_with_special_tokens_is_not_let():
