@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from stylegen.checkpoint import newest_checkpoint
+from stylegen.checkpoint import find_damage, newest_checkpoint
 from stylegen.config import UsageError
 from stylegen.model import embedding_rows, load_model
 from stylegen.tokenizer import load_tokenizer
@@ -37,12 +37,18 @@ def find_model(checkpoint: str) -> str:
         )
     for folder in (path / BEST, path):
         if (folder / "config.json").is_file():
+            _refuse_damage(folder)
             return str(folder)
     if newest := newest_checkpoint(path):
         return str(newest)
     raise UsageError(
         f"{checkpoint} holds no model; looked for config.json in it and in {BEST}/, and for checkpoint-* folders"
     )
+
+
+def _refuse_damage(folder: Path) -> None:
+    if (folder / "manifest.json").is_file() and (damage := find_damage(folder)):
+        raise UsageError(f"{folder} cannot be used: {damage}")
 
 
 def load_for_writing(

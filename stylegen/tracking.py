@@ -95,7 +95,9 @@ class Tracker:
         tracker = LOGGER_TYPE_TO_CLASS[name](project, **options)
         tracker.start()
         self.trackers.append(tracker)
-        tracker.store_init_configuration({key: _scalar(value) for key, value in config.items()})
+        if name == "tensorboard":  # it keeps numbers and text only
+            config = {key: _scalar(value) for key, value in config.items()}
+        tracker.store_init_configuration(config)
         if name == "wandb":
             tracker.run.define_metric("*", step_metric=AXIS)
 

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
 from stylegen.blocks import IGNORED
 from stylegen.config import UsageError
@@ -275,10 +276,15 @@ def test_an_unknown_override_is_refused(architecture):
 
 
 @pytest.mark.parametrize(
-    "overrides", [{"n_layer": "four"}, {"n_head": 3}, {"activation_function": "no such"}]
+    ("overrides", "reason"),
+    [
+        ({"n_layer": "four"}, "n_layer.*expected int, got str"),
+        ({"n_head": 3}, "divisible by num_heads"),
+        ({"activation_function": "no such"}, "no such"),
+    ],
 )
-def test_an_override_that_cannot_be_built_is_refused(overrides, tokenizer):
-    with pytest.raises(UsageError, match="gpt2"):
+def test_an_override_that_cannot_be_built_is_refused_with_the_reason(overrides, reason, tokenizer):
+    with pytest.raises(UsageError, match=f"gpt2.*{reason}"):
         build_model(scratch_config("gpt2", None, TINY["gpt2"] | overrides, 16), tokenizer, **BUILDING)
 
 
@@ -302,6 +308,12 @@ def test_a_new_model_has_a_row_for_each_word_and_no_more(architecture, tokenizer
     assert model.config.vocab_size == len(tokenizer)
     assert {model.config.bos_token_id, model.config.eos_token_id} == {tokenizer.eos_token_id}
     assert model.config.pad_token_id is None  # <|endoftext|> pads too, and has to be trained as a word
+
+
+def test_a_new_model_has_a_row_for_each_id_where_ids_leave_gaps():
+    backend = Tokenizer(models.BPE(vocab={"<|endoftext|>": 0, "a": 1, "b": 9}, merges=[]))
+    gaps = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
+    assert build_model(config_of("gpt2"), gaps, **BUILDING).get_input_embeddings().weight.shape[0] == 10
 
 
 @both
@@ -350,6 +362,18 @@ def test_a_bfloat16_checkpoint_is_loaded_as_float32(architecture, tmp_path):
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
     expected = saved.state_dict()
     assert all(torch.equal(value, expected[name].float()) for name, value in loaded.state_dict().items())
+
+
+@both
+def test_a_loaded_model_learns_the_end_of_text_too(architecture, tmp_path):
+    """Many published models pad with it, SmolLM2 among them; between documents it is a word to learn."""
+    model_of(architecture, eos_token_id=2, pad_token_id=2, tie_word_embeddings=False).save_pretrained(
+        tmp_path
+    )
+    model = load_model(str(tmp_path), **LOADING)
+    ids = torch.tensor([[5, 2, 6, 7]])
+    LanguageModelLoss(model)(ids, ids)[0].backward()
+    assert model.get_input_embeddings().weight.grad[2].any()
 
 
 @both

@@ -68,6 +68,13 @@ def clear_directory(folder: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def clear_leftovers(folder: Path) -> None:
+    """Delete what a killed run had begun to write under another name."""
+    for name in ("checkpoint-*.tmp", "best.tmp"):
+        for path in folder.glob(name):
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def has_model(folder: Path) -> bool:
     """Whether a finished run left its model here."""
     return (folder / "config.json").is_file()

@@ -270,6 +270,7 @@ def _build_model(
 def _open_directory(arguments: TrainArguments, accelerator: Accelerator, afresh: bool) -> None:
     if afresh:
         directory.clear_directory(arguments.output_path)
+    directory.clear_leftovers(arguments.output_path)
     directory.record_start(arguments, describe_environment(accelerator, accelerator.mixed_precision))
 
 
