@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 
 from stylegen.config import UsageError
 from stylegen.model import IGNORED
-from stylegen.tokenizer import encode, load_tokenizer, token_byte_lengths
+from stylegen.tokenizer import encode, load_tokenizer, num_ids, token_byte_lengths
 
 CACHE_FORMAT = 1
 
@@ -145,7 +145,7 @@ def build_cache(
     fingerprint = _fingerprint(train, validation, tokenizer_identity)
     entry = cache_dir / fingerprint
     if entry.exists() and (overwrite or not _is_whole(entry)):
-        shutil.rmtree(entry)
+        shutil.rmtree(entry, ignore_errors=True)  # another process may have come to the same conclusion
     if not entry.exists():
         _write_entry(
             entry,
@@ -239,7 +239,7 @@ def _write_entry(
     entry.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f"{entry.name}.", suffix=".tmp", dir=entry.parent))
     try:
-        dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
+        dtype = np.uint16 if num_ids(tokenizer) <= 1 << 16 else np.uint32
         sides = {}
         for name, documents in (("train", train), ("validation", validation)):
             with open(temporary / f"{name}.bin", "wb") as file:

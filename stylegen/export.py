@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from stylegen.checkpoint import find_damage, newest_checkpoint
 from stylegen.config import UsageError
 from stylegen.model import embedding_rows, load_model
-from stylegen.tokenizer import load_tokenizer
+from stylegen.tokenizer import load_tokenizer, num_ids
 
 BEST = "best"  # the best model of a run that has not ended
 
@@ -59,9 +59,9 @@ def load_for_writing(
     tokenizer = load_tokenizer(folder)
     model = load_model(folder, dtype=dtype)
     rows = embedding_rows(model)
-    if len(tokenizer) > rows:
+    if num_ids(tokenizer) > rows:
         raise UsageError(
-            f"the tokenizer in {folder} has {len(tokenizer)} words, the model {rows}; they do not belong together"
+            f"the tokenizer in {folder} has {num_ids(tokenizer)} words, the model {rows}; they do not belong together"
         )
     model.to(device)  # type: ignore[arg-type]
     return model.eval(), tokenizer

@@ -21,6 +21,7 @@ from transformers import (
 
 from stylegen.config import UsageError, first_line
 from stylegen.config.checks import POSITION_KEYS, positions_of
+from stylegen.tokenizer import num_ids
 
 IGNORED = -100  # the label that the loss leaves out
 LARGEST_DEFAULT_BLOCK = 1024
@@ -86,6 +87,8 @@ def load_model(
     if gguf_file:  # the weights are plain ones now
         model.hf_quantizer = None
         del model.config.quantization_config
+    # Where <|endoftext|> also pads, this would keep it from being learnt; padding itself never counts in our loss.
+    model.get_input_embeddings().padding_idx = None
     return model
 
 
@@ -129,7 +132,7 @@ def build_model(
     config, tokenizer: PreTrainedTokenizerFast, *, dtype: str, attn_implementation: str | None
 ) -> PreTrainedModel:
     """A new model whose embedding has exactly the rows that the tokenizer needs."""
-    config.vocab_size = len(tokenizer)
+    config.vocab_size = num_ids(tokenizer)
     config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     # A padding id of its own only: some architectures never train the embedding of the padding id.
     config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id != tokenizer.eos_token_id else None
@@ -150,8 +153,8 @@ def build_model(
 
 def fit_embedding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
     """Add embedding rows if the tokenizer has words that the model does not; never takes rows away."""
-    if len(tokenizer) > embedding_rows(model):
-        model.resize_token_embeddings(len(tokenizer))
+    if num_ids(tokenizer) > embedding_rows(model):
+        model.resize_token_embeddings(num_ids(tokenizer))
 
 
 def embedding_rows(model: PreTrainedModel) -> int:

@@ -94,12 +94,17 @@ def slices(document: str, size: int = SLICE_CHARACTERS) -> Iterator[str]:
     yield document[start:]
 
 
+def num_ids(tokenizer: PreTrainedTokenizerFast) -> int:
+    """The largest id and one (V): vocabularies may leave gaps, so their number of words can be less."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
 def token_byte_lengths(tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
     """UTF-8 bytes of text behind each id, int64 (V,): 0 for special tokens, exact for byte-level and characters."""
     is_byte_level = isinstance(tokenizer.backend_tokenizer.decoder, decoders.ByteLevel)
     added = {id_: token.content for id_, token in tokenizer.added_tokens_decoder.items()}
     special = set(tokenizer.all_special_ids)
-    lengths = np.zeros(len(tokenizer), dtype=np.int64)
+    lengths = np.zeros(num_ids(tokenizer), dtype=np.int64)
     for word, id_ in tokenizer.get_vocab().items():
         if id_ in added:
             lengths[id_] = 0 if id_ in special else len(added[id_].encode())

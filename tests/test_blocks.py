@@ -42,6 +42,7 @@ def test_every_token_but_the_first_is_predicted_exactly_once(length, block_size)
     assert batch["labels"][kept].tolist() == stream[1:].tolist()
     assert batch["input_ids"][kept].tolist() == stream[:-1].tolist()
     assert batch["input_ids"].shape == batch["labels"].shape == (len(blocks), block_size)
+    assert kept.any(dim=1).all()  # no block of nothing but padding
 
 
 def test_the_label_is_the_next_token_and_neighbours_share_one():

@@ -36,7 +36,7 @@ NASTY = [
 ]  # fmt: skip
 separators = st.sampled_from(["", "", " ", " ", "\n", "  ", " \n"])
 nasty_text = st.lists(
-    st.tuples(st.sampled_from(NASTY) | st.text(max_size=3), separators).map("".join), max_size=25
+    st.tuples(st.sampled_from(NASTY) | st.text(max_size=3), separators).map("".join), max_size=18
 ).map("".join)
 examples = settings(max_examples=200, deadline=None, database=None)
 

@@ -10,8 +10,9 @@ class UsageError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a library's message, for one of ours."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The first line of a library's message, for one of ours; with the next where it only announces that."""
+    lines = [line.strip() for line in (str(error).strip() or type(error).__name__).splitlines()]
+    return f"{lines[0]} {lines[1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
 
 
 def run_command(command: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:

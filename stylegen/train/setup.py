@@ -87,6 +87,8 @@ def set_up(
     checkpoint = _checkpoint_to_resume(arguments)
     seed_everything(arguments.seed)
     with accelerator.main_process_first():
+        if not accelerator.is_main_process:  # the first rank has made it anew
+            arguments = replace(arguments, overwrite_cache=False)
         cache = _prepare_text(arguments, train_files, validation_files)
     train_blocks, validation_blocks = _cut_blocks(arguments, cache)
     model = _build_model(arguments, config, cache, checkpoint)
