@@ -187,7 +187,8 @@ def _refuse_empty(train: Sequence[str], validation: Sequence[str]) -> None:
         )
     if not any(document.strip() for document in validation):
         raise UsageError(
-            "the validation text is empty; give --validation_file or a larger --validation_split_percentage"
+            f"the validation text is empty (the training text has {sum(map(len, train)):,} characters); give more "
+            f"text, a --validation_file or a larger --validation_split_percentage"
         )
 
 

@@ -392,7 +392,7 @@ def test_an_entry_cut_short_is_not_trained_on(tokenizer, tmp_path):
 
 EMPTY_TRAIN = "^the training text is empty; give more text, or a smaller --validation_split_percentage$"
 EMPTY_VALIDATION = (
-    "^the validation text is empty; give --validation_file or a larger --validation_split_percentage$"
+    r"^the validation text is empty \(the training text has [\d,]+ characters\); give more text"
 )
 
 
