@@ -85,6 +85,7 @@ def test_a_finished_run_goes_on_with_more_steps(train, capsys):
     assert (parts / "metrics.jsonl").read_text() == before
     assert "finished at step 3; give more epochs or steps to go on" in capsys.readouterr().err
     train("parts", *flags, "--max_train_steps", "6")
+    assert "the learning rate now follows 6 steps, it followed 3 before" in capsys.readouterr().err
     # The last turn of the shorter run evaluated step 3 as well.
     assert training_losses(whole) == training_losses(parts)
     assert [row for row in evaluations(parts) if row["train/global_step"] != 3] == evaluations(whole)

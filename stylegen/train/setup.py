@@ -41,6 +41,7 @@ class State:
     """The loop's own values; a checkpoint keeps them as JSON."""
 
     step: int = 0  # optimizer steps done
+    num_steps: int = 0  # that the run is to take, which the learning rate depends on
     tokens_seen: int = 0  # predicted tokens over all ranks
     loss_sum: float = 0.0  # of this rank since the last logged row, in nats
     loss_tokens: int = 0  # of all ranks since the last logged row
@@ -106,7 +107,7 @@ def set_up(
         (arguments.adam_beta1, arguments.adam_beta2), arguments.adam_epsilon,
     )  # fmt: skip
     prepared, optimizer = accelerator.prepare(LanguageModelLoss(model), optimizer)
-    state = State()
+    state = State(num_steps=num_steps)
     if checkpoint:
         state = replace(State(**read_manifest(checkpoint)["state"]), finished=False)
         if not accelerator.is_main_process:
@@ -127,6 +128,11 @@ def set_up(
     _describe(run, cache)
     if checkpoint:
         logger.info(f"going on from {checkpoint}, step {state.step} of {num_steps}")
+        if state.num_steps != num_steps:
+            logger.info(
+                f"the learning rate now follows {num_steps} steps, it followed {state.num_steps} before"
+            )
+            state.num_steps = num_steps
         load_training_state(checkpoint, accelerator, optimizer)
     return run, state
 
