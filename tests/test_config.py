@@ -18,6 +18,7 @@ from stylegen.config import (
     dump_arguments,
     parse_arguments,
     resolve_arguments,
+    run_command,
 )
 from stylegen.config.retired import RETIRED
 
@@ -167,6 +168,14 @@ def test_what_cannot_work_is_refused_with_a_remedy(argv, message):
 def test_no_text_is_refused():
     with pytest.raises(UsageError, match="no text to train on; give --train_file"):
         parse()
+
+
+def test_ctrl_c_where_nothing_can_be_saved_is_no_traceback(capsys):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    assert run_command(interrupted, []) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_a_tracker_that_is_not_installed_is_refused(monkeypatch):

@@ -16,7 +16,7 @@ def first_line(error: BaseException) -> str:
 
 
 def run_command(command: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
-    """Run one of our commands; returns the exit code (0 done, 1 failed while running, 2 a usage error).
+    """Run one of our commands; returns the exit code (0 done, 1 failed while running, 2 a usage error, 130 Ctrl-C).
 
     `--debug` anywhere in `argv` lets the traceback of a usage error through.
     """
@@ -33,6 +33,9 @@ def run_command(command: Callable[[list[str]], int | None], argv: Sequence[str] 
             raise
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # before the training listens, or a second time because it must end at once
+        print("interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:
         # The reader of our output has left (`generate.py ... | head`). Python would complain once more when
         # it flushes stdout at exit, so give it somewhere to flush to.
