@@ -71,6 +71,17 @@ def test_six_steps_are_some_and_the_rest_after_a_stop(train, monkeypatch, optimi
     assert [row["train/global_step"] for row in metrics(parts) if "train/loss" in row] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_stop_before_the_first_step_is_no_error(train, monkeypatch):
+    from stylegen.runtime import StopRequest
+
+    flags = (*STEPS, *BATCH, "--max_train_steps", "3", "--eval_on_start", "false")
+    with monkeypatch.context() as patch:
+        patch.setattr(StopRequest, "agreed", lambda self, accelerator: "SIGTERM")
+        stopped = train("stopped", *flags)
+        assert not metrics(stopped)
+    assert_bit_equal(train("stopped", *flags), train("whole", *flags))
+
+
 def test_the_same_command_gives_the_same_numbers(train):
     flags = (*STEPS, *BATCH, "--max_train_steps", "3")
     assert_bit_equal(train("first", *flags), train("second", *flags))

@@ -18,7 +18,7 @@ import torch
 
 from stylegen.blocks import micro_batches, step_indices
 from stylegen.checkpoint import list_checkpoints, save_checkpoint
-from stylegen.config import TrainArguments
+from stylegen.config import TrainArguments, UsageError
 from stylegen.evaluate import evaluate
 from stylegen.export import BEST
 from stylegen.model import save_model
@@ -223,9 +223,13 @@ def _finish(run: Run, stopped_by: str | None) -> None:
     """Put the best model in its place, draw, report, and print what there is."""
     if stopped_by is None:
         promote_best(run.directory)
-    figures = write_report(run.directory)
+    figures: list[Path] = []
+    try:
+        figures = write_report(run.directory)
+        print(summarize(run.directory))
+    except UsageError as error:  # stopped before anything was measured
+        logger.info(str(error))
     samples = sorted((run.directory / "samples").glob("step-*.txt"))
-    print(summarize(run.directory))
     if samples:
         print(f"\n{samples[-1].read_text(encoding='utf-8')}")
     where = {
