@@ -17,7 +17,7 @@ SMALL = ("--max_train_steps", "2", "--vocab_size", "300", "--block_size", "32", 
          "--config_overrides", "n_layer=1,n_head=2,n_embd=32")  # fmt: skip
 
 # The commands as README shows them; each is run below, those of presets with a model that is small and local.
-TRAIN = "python run_clm.py --train_file mine.txt --output_dir out/mine"
+TRAIN = "python run_clm.py configs/quickstart.yaml --train_file mine.txt --output_dir out/mine"
 TUNE = "python run_clm.py configs/finetune_gpt2.yaml --train_file mine.txt --output_dir out/tuned"
 LAUNCH = (
     "accelerate launch run_clm.py configs/scratch_gpt2_small.yaml --train_file texts/ --output_dir out/gpt2"
