@@ -107,11 +107,7 @@ def set_up(
         (arguments.adam_beta1, arguments.adam_beta2), arguments.adam_epsilon,
     )  # fmt: skip
     prepared, optimizer = accelerator.prepare(LanguageModelLoss(model), optimizer)
-    state = State(num_steps=num_steps)
-    if checkpoint:
-        state = replace(State(**read_manifest(checkpoint)["state"]), finished=False)
-        if not accelerator.is_main_process:
-            state.loss_sum = 0.0  # the first rank has the sum of all
+    state = _start_state(checkpoint, accelerator, num_steps)
     if accelerator.is_main_process:
         _open_directory(arguments, accelerator, afresh=checkpoint is None)
     accelerator.wait_for_everyone()
@@ -127,12 +123,6 @@ def set_up(
     )  # fmt: skip
     _describe(run, cache)
     if checkpoint:
-        logger.info(f"going on from {checkpoint}, step {state.step} of {num_steps}")
-        if state.num_steps != num_steps:
-            logger.info(
-                f"the learning rate now follows {num_steps} steps, it followed {state.num_steps} before"
-            )
-            state.num_steps = num_steps
         load_training_state(checkpoint, accelerator, optimizer)
     return run, state
 
@@ -273,6 +263,19 @@ def _build_model(
     if arguments.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return model
+
+
+def _start_state(checkpoint: Path | None, accelerator: Accelerator, num_steps: int) -> State:
+    """The state of step 0, or that of the checkpoint."""
+    if checkpoint is None:
+        return State(num_steps=num_steps)
+    state = State(**read_manifest(checkpoint)["state"])
+    logger.info(f"going on from {checkpoint}, step {state.step} of {num_steps}")
+    if state.num_steps != num_steps:
+        logger.info(f"the learning rate now follows {num_steps} steps, it followed {state.num_steps} before")
+    # The first rank has the loss sum of all.
+    loss_sum = state.loss_sum if accelerator.is_main_process else 0.0
+    return replace(state, num_steps=num_steps, finished=False, loss_sum=loss_sum)
 
 
 def _open_directory(arguments: TrainArguments, accelerator: Accelerator, afresh: bool) -> None:
