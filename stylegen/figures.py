@@ -4,6 +4,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -28,6 +29,42 @@ def draw_figures(rows: Rows, folder: Path) -> list[Path]:
     if training:
         paths.append(_learning_rate(training, folder / "learning_rate.png"))
     return paths
+
+
+def draw_lengths(lengths: np.ndarray, block_size: int, path: Path) -> Path:
+    """A histogram of document lengths in tokens, int (N,), with the block size marked."""
+    figure, axes = _axes("Document lengths", "tokens", "documents")
+    low, high = max(int(lengths.min()), 1), max(int(lengths.max()), 2)
+    if high > 100 * low:
+        axes.set_xscale("log")
+        bins = np.geomspace(low, high, 40)
+    else:
+        bins = np.linspace(low, high, 40) if high > low else np.array([low - 0.5, low + 0.5])
+    axes.hist(np.maximum(lengths, 1), bins=bins, color=TRAINING)
+    axes.axvline(block_size, color=VALIDATION, linewidth=1.5, label=f"block size {block_size:,}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return _save(figure, axes, path)
+
+
+def draw_comparison(runs: dict[str, Rows], path: Path) -> Path:
+    """Validation loss and bits per byte of several runs by name, curves on top of each other, best value in the legend."""
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    panels = (("eval/loss", "loss (nats per token)", "{:.4f}"), ("eval/bits_per_byte", "bits per byte", "{:.4f}"))
+    for axes, (key, label, form) in zip(figure.subplots(1, 2), panels, strict=True):
+        _style(axes, label.split(" (")[0].capitalize(), "epoch", label)
+        for name, rows in runs.items():
+            evaluations = [row for row in rows if "eval/loss" in row]
+            best = min((row[key] for row in evaluations), default=float("nan"))
+            axes.plot(
+                [row["train/epoch"] for row in evaluations],
+                [row[key] for row in evaluations],
+                marker="o",
+                markersize=3,
+                label=f"{name}: {form.format(best)}",
+            )
+        axes.legend(frameon=False, fontsize=9)
+    figure.savefig(path, dpi=150)
+    return path
 
 
 def best_evaluation(rows: Rows) -> dict[str, Any] | None:
@@ -117,13 +154,17 @@ def _learning_rate(training: Rows, path: Path) -> Path:
 def _axes(title: str, x: str, y: str):
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     axes = figure.add_subplot()
+    _style(axes, title, x, y)
+    return figure, axes
+
+
+def _style(axes, title: str, x: str, y: str) -> None:
     axes.set_title(title, loc="left", fontsize=13, fontweight="bold")
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(True, color="#e4e4e4", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=10, steps=[1, 2, 5, 10], integer="step" in x))
-    return figure, axes
 
 
 def _mark_best(axes, evaluations: Rows, x: str, y: str, form: str) -> None:

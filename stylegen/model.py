@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from stylegen.config import UsageError, first_line
+from stylegen.config import TrainArguments, UsageError, first_line
 from stylegen.config.checks import POSITION_KEYS, positions_of
 from stylegen.tokenizer import num_ids
 
@@ -34,17 +34,57 @@ class LanguageModelLoss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """(sum of cross-entropies in nats, number of right guesses) over the labels that are not ignored.
 
         input_ids, labels  int64 (B, T); labels[b, t] is the token after input_ids[b, t], or IGNORED
+        position_ids       int64 (B, T) where documents share a block: they begin anew at 0 with each document
         """
-        logits = self.model(input_ids=input_ids, use_cache=False).logits  # (B, T, V)
+        logits = _logits(self.model, input_ids, position_ids)  # (B, T, V)
         flat, targets = logits.flatten(0, 1).float(), labels.flatten()
         loss = F.cross_entropy(flat, targets, ignore_index=IGNORED, reduction="sum")
         with torch.no_grad():
             correct = (flat.argmax(-1) == targets).sum() if not self.training else targets.new_zeros(())
         return loss, correct
+
+
+def check_isolation(model: PreTrainedModel) -> None:
+    """Raise UsageError if documents that share a block would see each other, or not be numbered from 0.
+
+    Two short documents in one block must have the logits that the second has alone. Transformers isolates
+    documents by their position ids where it builds the attention mask; not every architecture asks it to.
+    """
+    ids = torch.arange(1, 13, device=model.device)[None] % (embedding_rows(model) - 1)
+    positions = torch.cat([torch.arange(5), torch.arange(7)])[None].to(model.device)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            packed = _logits(model, ids, positions)[:, 5:].float()
+            alone = _logits(model, ids[:, 5:], None).float()
+    except TypeError:  # it takes no position ids
+        packed, alone = torch.ones(1), torch.zeros(1)
+    model.train(was_training)
+    tolerance = 1e-4 if model.dtype == torch.float32 else 0.1
+    if not torch.allclose(packed, alone, rtol=tolerance, atol=tolerance * float(alone.abs().max())):
+        raise UsageError(
+            f"packing document would leak: a {model.config.model_type} model lets documents that share a block see "
+            f"each other (logits differ by {(packed - alone).abs().max():.2g}); use --packing stream, or pad"
+        )
+
+
+def config_for(arguments: TrainArguments) -> tuple[Any, int]:
+    """(configuration of the model to train, tokens in a block)."""
+    if arguments.model_name_or_path:
+        config = load_config(arguments.model_name_or_path, arguments.model_revision, arguments.gguf_file)
+    else:
+        config = scratch_config(
+            arguments.model_type, arguments.config_name, arguments.config_overrides, arguments.block_size
+        )
+    positions = positions_of(config.get_text_config().to_dict())
+    return config, default_block_size(positions, arguments.block_size)
 
 
 def load_config(name_or_path: str, revision: str | None = None, gguf_file: str | None = None):
@@ -212,6 +252,14 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 def num_parameters(model: nn.Module) -> int:
     """Parameters, tied ones counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _logits(
+    model: PreTrainedModel, input_ids: torch.Tensor, position_ids: torch.Tensor | None
+) -> torch.Tensor:
+    """Without a cache and without an attention mask: only so are documents told apart by their positions."""
+    positions = {} if position_ids is None else {"position_ids": position_ids}
+    return model(input_ids=input_ids, use_cache=False, **positions).logits
 
 
 def _position_key(config) -> str | None:

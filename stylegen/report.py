@@ -6,6 +6,7 @@ Everything is read from the run directory, so it works on a running or a killed 
 
 import base64
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ import jinja2
 import yaml
 
 from stylegen.config import UsageError, run_command
-from stylegen.figures import best_evaluation, draw_figures, training_loss_between
+from stylegen.figures import best_evaluation, draw_comparison, draw_figures, training_loss_between
 from stylegen.tracking import read_metrics
 
 TEMPLATES = jinja2.Environment(
@@ -73,8 +74,18 @@ def summarize(run_dir: Path) -> str:
     return "\n".join(lines)
 
 
+def compare_runs(run_dirs: list[Path]) -> Path:
+    """Draw the validation curves of several runs into comparison.png in the folder that holds them all."""
+    runs = {path.resolve().name: _read_run(path)[0] for path in run_dirs}
+    folder = Path(os.path.commonpath([path.resolve().parent for path in run_dirs]))
+    return draw_comparison(runs, folder / "comparison.png")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m stylegen.report RUN_DIR [RUN_DIR ...]`: write the pages again and say where they are."""
+    """`python -m stylegen.report RUN_DIR [RUN_DIR ...]`: write the pages again and say where they are.
+
+    Several runs are also drawn on top of each other.
+    """
 
     def command(arguments: list[str]) -> int:
         if not arguments or arguments[0].startswith("-"):
@@ -82,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in arguments:
             write_report(Path(name))
             print(Path(name) / "report.html")
+        if len(arguments) > 1:
+            print(compare_runs([Path(name) for name in arguments]))
         return 0
 
     return run_command(command, argv)

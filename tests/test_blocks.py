@@ -1,32 +1,39 @@
-"""Documents -> stream -> blocks -> batches: nothing lost, nothing twice, the same on any number of processes."""
+"""Streams -> blocks -> batches: nothing lost, nothing twice, the same on any number of processes."""
 
 import numpy as np
 import pytest
 import torch
-from conftest import make_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
 
-import stylegen.blocks
 from stylegen.blocks import (
     IGNORED,
-    Blocks,
+    PackedBlocks,
+    StreamBlocks,
     TextCounts,
     TokenStream,
-    build_cache,
-    describe,
     micro_batches,
-    predicted_bytes,
-    split_documents,
     step_indices,
 )
+from stylegen.blocks.packing import best_fit
 from stylegen.config import UsageError
-from stylegen.tokenizer import train_tokenizer
 
 PAD = 99
+END = 0  # what stands between documents
 examples = settings(max_examples=200, deadline=None, database=None)
+
+
+def stream_of(*documents, prompts=None):
+    """A token stream of documents given as lists of ids."""
+    framed = [END, *(id_ for document in documents for id_ in (*document, END))]
+    starts = np.cumsum([0, *(len(document) + 1 for document in documents)])
+    counts = TextCounts(len(documents), 0, 0, len(framed) - 2)
+    return TokenStream(np.array(framed), starts, None if prompts is None else np.array(prompts), counts)
+
+
+def Blocks(tokens, block_size, pad_id, limit=None):
+    """Plain blocks of one document."""
+    return StreamBlocks(stream_of(list(tokens)), block_size, pad_id, limit)
 
 
 # Blocks
@@ -156,310 +163,159 @@ def test_an_epoch_is_the_same_on_any_number_of_processes(total_batch_size):
     assert epoch(1) == epoch(2) == epoch(4)
 
 
-# The split
+# Random windows
 
 
-def joined(documents):
-    return "".join(documents)
+def windows(*documents, block_size=3, number=50, seed=0):
+    return StreamBlocks(stream_of(*documents), block_size, PAD, random_windows=number, seed=seed)
 
 
-def test_whole_documents_are_held_out_where_they_come_near_the_percentage():
-    documents = [f"{number:03d}" + "x" * 97 for number in range(40)]
-    train, validation = split_documents(documents, 10, seed=0)
-    assert len(validation) == 4
-    assert sorted(train + validation) == documents
-    assert train == sorted(train)
-    assert validation == sorted(validation)
+def test_random_windows_stand_beside_the_plain_blocks():
+    blocks = windows(range(1, 11), number=5)
+    plain = Blocks(range(1, 11), 3, PAD)
+    assert len(blocks) == len(plain) + 5
+    assert blocks.num_labels(np.arange(len(blocks))) == 9 + 5 * 3
+    every = blocks.batch(np.arange(len(blocks)), epoch=2)
+    assert int((every["labels"] != IGNORED).sum()) == 9 + 5 * 3
+    for name, tensor in plain.batch(np.arange(len(plain))).items():
+        assert every[name][: len(plain)].tolist() == tensor.tolist()
 
 
-def test_the_documents_held_out_are_those_of_the_seed():
-    documents = [f"document {number}" for number in range(100)]
-    assert split_documents(documents, 10, seed=1) == split_documents(documents, 10, seed=1)
-    assert len({tuple(split_documents(documents, 10, seed)[1]) for seed in range(5)}) == 5
+def test_a_window_is_a_function_of_seed_epoch_and_index():
+    def starts(seed, epoch):
+        blocks = windows(range(1, 500), number=20, seed=seed)
+        indices = np.arange(blocks.num_plain, len(blocks))
+        assert blocks.batch(indices[::-1].copy(), epoch)["input_ids"].tolist()[::-1] == (
+            blocks.batch(indices, epoch)["input_ids"].tolist()
+        )
+        return tuple(blocks.batch(indices, epoch)["input_ids"][:, 0].tolist())
+
+    assert starts(1, 2) == starts(1, 2)
+    assert len({starts(seed, epoch) for seed in range(3) for epoch in range(3)}) == 9
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_documents_of_unequal_size_are_counted_in_characters(seed):
-    documents = [str(number % 10) * (20 * number) for number in range(1, 60)]
-    train, validation = split_documents(documents, 10, seed)
-    assert sorted(train + validation) == sorted(documents)
-    share = len(joined(validation)) / len(joined(documents))
-    assert 0.05 <= share <= 0.15
+def test_no_window_crosses_documents_and_every_place_within_one_is_drawn():
+    documents = [[10, 11, 12, 13, 14], [20, 21], [30, 31, 32, 33], [40, 41, 42]]
+    blocks = windows(*documents, number=400)
+    batch = blocks.batch(np.arange(blocks.num_plain, len(blocks)))
+    drawn = {(*row, label[-1]) for row, label in zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True)}
+    assert drawn == {(10, 11, 12, 13), (11, 12, 13, 14), (30, 31, 32, 33)}
 
 
-@pytest.mark.parametrize("percentage", [0.5, 5, 10, 50, 90])
-def test_one_document_is_cut_near_the_percentage_at_a_line_end(percentage):
-    text = make_text(1000)
-    (train,), (validation,) = split_documents([text], percentage, seed=0)
-    assert train + validation == text
-    assert train.endswith("\n")
-    longest_line = max(map(len, text.splitlines(keepends=True)))
-    assert abs(len(validation) - len(text) * percentage / 100) <= longest_line / 2 + 1
+def test_places_are_drawn_equally_often():
+    blocks = windows(range(1, 6), range(11, 19), number=7000)  # 2 places and 5
+    first = blocks.batch(np.arange(blocks.num_plain, len(blocks)))["input_ids"][:, 0].tolist()
+    counts = [first.count(start) for start in (1, 2, 11, 12, 13, 14, 15)]
+    assert sum(counts) == 7000
+    assert all(abs(count - 1000) < 150 for count in counts)  # five standard deviations
 
 
-def test_where_whole_documents_come_nowhere_near_the_last_is_cut():
-    documents = ["a\n" * 500, "b\n" * 500, "c\n" * 500]
-    train, validation = split_documents(documents, 10, seed=0)
-    assert train == [*documents[:2], "c\n" * 350]
-    assert validation == ["c\n" * 150]
+def test_documents_too_short_for_a_window_are_refused():
+    with pytest.raises(UsageError, match="^random_windows needs a document longer than block_size 3, but the longest "
+                                         "training document has 3 tokens; use a smaller --block_size$"):  # fmt: skip
+        windows([1, 2, 3], [4])
 
 
-def test_a_tail_may_reach_over_several_documents():
-    # 216 characters are wanted: the two short documents are too little, the long one is too much.
-    documents = ["a\n" * 500, "b\n" * 20, "c\n" * 20]
-    train, validation = split_documents(documents, 20, seed=0)
-    assert train == ["a\n" * 432]
-    assert validation == ["a\n" * 68, "b\n" * 20, "c\n" * 20]
+# Packing
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("x" * 1000, "x" * 50),  # nowhere to cut: exactly the percentage
-        ("世" * 100, "世" * 5),
-        ("word " * 200, "word " * 10),
-        ("x" * 999 + "\n", "x" * 49 + "\n"),  # a line break at the very end is no place to cut
-    ],
-)
-def test_text_without_a_line_break_is_cut_near_the_percentage(text, expected):
-    assert split_documents([text], 5, seed=0) == ([text[: -len(expected)]], [expected])
+def packed(*documents, block_size=8, prompts=None, **options):
+    return PackedBlocks(stream_of(*documents, prompts=prompts), block_size, PAD, **options)
 
 
-@pytest.mark.parametrize(
-    "text", ["The title\n" + "word " * 2000, "word " * 2000 + "\nThe end", "Title\n" + "x" * 9000]
-)
-def test_a_line_break_far_from_the_percentage_is_no_place_to_cut(text):
-    train, validation = split_documents([text], 10, seed=0)
-    assert joined(train) + joined(validation) == text
-    # Near is what it is for whole documents.
-    assert 0.5 * 0.1 <= len(joined(validation)) / len(text) <= 1.5 * 0.1
+def test_two_documents_share_a_block_with_their_ends_as_labels():
+    blocks = packed([1, 2, 3], [4, 5])
+    (ids,), (labels,), (positions,) = (tensor.tolist() for tensor in blocks.batch(np.array([0])).values())
+    assert len(blocks) == 1
+    assert ids == [END, 1, 2, 3, END, 4, 5, PAD]
+    assert labels == [1, 2, 3, END, 4, 5, END, IGNORED]
+    assert positions == [0, 1, 2, 3, 0, 1, 2, 0]
 
 
-documents_of_text = st.lists(st.text("ab \n世\U0001f389", max_size=40), min_size=1, max_size=8)
+def test_what_a_block_has_no_room_for_goes_on_in_the_next():
+    blocks = packed(range(1, 11), block_size=4)
+    batch = blocks.batch(np.arange(len(blocks)))
+    assert batch["input_ids"].tolist() == [[END, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, PAD]]
+    assert batch["labels"].tolist() == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, END, IGNORED]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 0]]
 
 
-@given(documents=documents_of_text, percentage=st.floats(0.1, 99), seed=st.integers(0, 3))
+def test_padding_gives_each_document_a_block_and_cuts_it_there():
+    blocks = packed([1, 2], range(3, 12), block_size=4, truncate=True)
+    batch = blocks.batch(np.arange(len(blocks)))
+    assert set(batch) == {"input_ids", "labels"}
+    assert batch["input_ids"].tolist() == [[END, 1, 2, PAD], [END, 3, 4, 5]]
+    assert batch["labels"].tolist() == [[1, 2, END, IGNORED], [3, 4, 5, 6]]
+    assert blocks.num_labels(np.arange(2)) == 7
+
+
+def test_prompts_are_left_out_of_the_loss():
+    pairs = dict(prompts=[2, 1], completion_only=True)
+    blocks = packed([1, 2, 3], [4, 5], **pairs)
+    assert blocks.batch(np.array([0]))["labels"].tolist() == [[IGNORED, IGNORED, 3, END, IGNORED, 5, END, IGNORED]]
+    assert blocks.num_labels(np.array([0])) == 4
+    both = packed([1, 2, 3], [4, 5], prompts=[2, 1])  # known, but not asked for
+    assert both.num_labels(np.array([0])) == 7
+
+
+def test_a_prompt_longer_than_a_block_leaves_no_block_without_a_label():
+    documents, pairs = ([1, 2, 3, 4, 5], [6, 7]), dict(prompts=[4, 1], completion_only=True, block_size=3)
+    cut = packed(*documents, truncate=True, **pairs)
+    assert cut.batch(np.arange(len(cut)))["labels"].tolist() == [[IGNORED, 7, END]]
+    whole = packed(*documents, **pairs)
+    kept = whole.batch(np.arange(len(whole)))["labels"]
+    assert sorted(kept[kept != IGNORED].tolist()) == [END, END, 5, 7]
+    assert all(whole.num_labels(np.array([index])) for index in range(len(whole)))
+
+
+documents_of_ids = st.lists(st.lists(st.integers(1, 50), min_size=1, max_size=40), min_size=1, max_size=12)
+
+
+@given(documents=documents_of_ids, block_size=st.integers(1, 12))
 @examples
-def test_no_text_is_lost_or_counted_twice(documents, percentage, seed):
-    train, validation = split_documents(documents, percentage, seed)
-    whole = sorted(train + validation) == sorted(documents)
-    assert whole or joined(train) + joined(validation) == joined(documents)
+def test_packing_predicts_every_token_and_every_end_exactly_once(documents, block_size):
+    blocks = packed(*documents, block_size=block_size)
+    indices = np.arange(len(blocks))
+    labels = blocks.batch(indices)["labels"]
+    expected = sorted(id_ for document in documents for id_ in (*document, END))
+    assert sorted(labels[labels != IGNORED].tolist()) == expected
+    assert blocks.num_labels(indices) == len(expected)
+    assert [blocks.num_labels(np.array([index])) for index in indices] == (labels != IGNORED).sum(dim=1).tolist()
 
 
-# The cache
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return train_tokenizer("char", ["abc dé\n"], None, "none")
-
-
-def ids(tokenizer, text):
-    return tokenizer.backend_tokenizer.encode(text).ids
-
-
-def test_separators_stand_only_between_documents(tokenizer, tmp_path):
-    cache = build_cache(["ab", "c", "da"], ["cab"], tokenizer, "x", tmp_path)
-    end = tokenizer.eos_token_id
-    expected = [*ids(tokenizer, "ab"), end, *ids(tokenizer, "c"), end, *ids(tokenizer, "da")]
-    assert cache.train.tokens.tolist() == expected
-    assert cache.validation.tokens.tolist() == ids(tokenizer, "cab")
-
-
-def test_the_counts_are_those_of_the_text(tokenizer, tmp_path):
-    cache = build_cache(["abé\n", "🎉"], ["abc"], tokenizer, "x", tmp_path)
-    # 4 characters and an unseen one spelled as 4 bytes, with a separator between
-    assert cache.train.counts == TextCounts(documents=2, characters=5, num_bytes=9, tokens=9)
-    assert cache.validation.counts == TextCounts(documents=1, characters=3, num_bytes=3, tokens=3)
-
-
-def test_the_same_text_is_tokenized_once(tokenizer, tmp_path):
-    calls = []
-
-    def build():
-        return build_cache(["ab", "c"], ["cab"], lambda: calls.append(1) or tokenizer, "x", tmp_path)
-
-    first, second = build(), build()
-    assert len(calls) == 1
-    assert first.fingerprint == second.fingerprint
-    assert first.train.counts == second.train.counts
-    np.testing.assert_array_equal(first.train.tokens, second.train.tokens)
-    assert second.tokenizer.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
-    assert second.tokenizer.eos_token_id == tokenizer.eos_token_id
-
-
-def test_a_tokenizer_may_be_given_ready(tokenizer, tmp_path):
-    by_call = build_cache(["ab", "c"], ["cab"], lambda: tokenizer, "x", tmp_path / "a")
-    ready = build_cache(["ab", "c"], ["cab"], tokenizer, "x", tmp_path / "b")
-    assert by_call.fingerprint == ready.fingerprint
-    np.testing.assert_array_equal(by_call.train.tokens, ready.train.tokens)
-
-
-@pytest.mark.parametrize(
-    ("train", "validation", "identity"),
-    [
-        (["ab", "d"], ["cab"], "x"),
-        (["ab", "c"], ["cad"], "x"),
-        (["ab", "c"], ["cab"], "y"),
-        (["a", "bc"], ["cab"], "x"),  # the same characters, other documents
-        (["abc"], ["cab"], "x"),
-        (["c", "ab"], ["cab"], "x"),
-        (["ab"], ["c", "cab"], "x"),  # the border between the sides is elsewhere
-    ],
+@given(
+    documents=documents_of_ids, block_size=st.integers(1, 12), truncate=st.booleans(), data=st.data()
 )
-def test_another_text_or_tokenizer_is_another_entry(tokenizer, tmp_path, train, validation, identity):
-    first = build_cache(["ab", "c"], ["cab"], tokenizer, "x", tmp_path)
-    other = build_cache(train, validation, tokenizer, identity, tmp_path)
-    assert other.fingerprint != first.fingerprint
-    assert len(list(tmp_path.iterdir())) == 2
+@examples
+def test_labels_are_counted_with_prompts_and_truncation_too(documents, block_size, truncate, data):
+    prompts = [data.draw(st.integers(0, len(document))) for document in documents]
+    blocks = packed(*documents, block_size=block_size, truncate=truncate, prompts=prompts, completion_only=True)
+    indices = np.arange(len(blocks))
+    labels = blocks.batch(indices)["labels"]
+    assert blocks.num_labels(indices) == int((labels != IGNORED).sum()) if len(blocks) else True
+    lengths = [len(document) + 1 for document in documents]
+    kept = [max(min(length, block_size) - prompt, 0) if truncate else length - prompt
+            for length, prompt in zip(lengths, prompts, strict=True)]  # fmt: skip
+    assert blocks.num_labels(indices) == sum(kept)
 
 
-@pytest.mark.parametrize(("num_words", "dtype"), [(1 << 16, np.uint16), ((1 << 16) + 1, np.uint32)])
-def test_ids_take_two_bytes_while_the_vocabulary_allows(tmp_path, num_words, dtype):
-    characters = "".join(chr(0x10000 + number) for number in range(num_words - 257))
-    tokenizer = train_tokenizer("char", [characters], None, "none")
-    assert len(tokenizer) == num_words
-    text = "\U00010000" + "a"  # its bytes are the last words of the vocabulary
-    cache = build_cache([text], [text], tokenizer, "x", tmp_path)
-    assert cache.train.tokens.dtype == dtype
-    assert cache.train.tokens.tolist() == [1, num_words - 256 + ord("a")]
+@pytest.mark.parametrize(("limit", "expected"), [(None, 3), (2, 2), (9, 3)])
+def test_a_limit_keeps_the_first_packed_blocks(limit, expected):
+    assert len(packed(range(1, 11), block_size=4, limit=limit)) == expected
 
 
-def test_ids_that_leave_a_gap_are_kept(tmp_path):
-    """Few words, but one of them with an id beyond two bytes."""
-    backend = Tokenizer(models.BPE(vocab={"<|endoftext|>": 0, "a": 1, "b": 70_000}, merges=[]))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
-    cache = build_cache(["abba"], ["ab"], tokenizer, "x", tmp_path)
-    assert cache.train.tokens.tolist() == [1, 70_000, 70_000, 1]
+@given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=60))
+@examples
+def test_best_fit_fills_no_bin_beyond_its_capacity_and_opens_none_too_early(lengths):
+    lengths = np.array(lengths)
+    bins = best_fit(lengths, 20)
+    filled = np.bincount(bins, weights=lengths)
+    assert filled.max() <= 20
+    assert sorted(set(bins.tolist())) == list(range(bins.max() + 1))
+    # Best fit never leaves two bins whose contents would go into one.
+    assert len(filled) < 2 or np.sort(filled)[:2].sum() > 20
 
 
-def test_nothing_but_the_entry_is_left_behind(tokenizer, tmp_path):
-    cache = build_cache(["ab"], ["cab"], tokenizer, "x", tmp_path / "new" / "folder")
-    assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == [cache.fingerprint]
-
-
-def test_nothing_is_left_behind_when_tokenizing_fails(tokenizer, tmp_path, monkeypatch):
-    def fail(tokenizer, document):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(stylegen.blocks, "encode", fail)
-    with pytest.raises(KeyboardInterrupt):
-        build_cache(["ab"], ["cab"], tokenizer, "x", tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_overwriting_tokenizes_again_with_the_same_outcome(tokenizer, tmp_path):
-    calls = []
-
-    def build(overwrite):
-        return build_cache(["ab"], ["cab"], lambda: calls.append(1) or tokenizer, "x", tmp_path, overwrite)
-
-    first = build(overwrite=True)  # there is nothing to overwrite yet
-    second = build(overwrite=True)
-    assert len(calls) == 2
-    assert first.fingerprint == second.fingerprint
-    np.testing.assert_array_equal(first.train.tokens, second.train.tokens)
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_an_entry_that_another_process_finished_first_is_used(tokenizer, tmp_path):
-    def while_another_is_faster():
-        build_cache(["ab"], ["cab"], tokenizer, "x", tmp_path)
-        return tokenizer
-
-    cache = build_cache(["ab"], ["cab"], while_another_is_faster, "x", tmp_path)
-    assert cache.train.tokens.tolist() == ids(tokenizer, "ab")
-    assert [path.name for path in tmp_path.iterdir()] == [cache.fingerprint]
-
-
-@pytest.mark.parametrize("lost", ["meta.json", "train.bin", "tokenizer/tokenizer.json"])
-def test_an_entry_that_has_lost_a_file_is_made_again(tokenizer, tmp_path, lost):
-    """Clusters clean their scratch folders file by file, and deleting an entry can be interrupted."""
-    first = build_cache(["ab"], ["cab"], tokenizer, "x", tmp_path)
-    (tmp_path / first.fingerprint / lost).unlink()
-    again = build_cache(["ab"], ["cab"], tokenizer, "x", tmp_path)
-    assert again.train.tokens.tolist() == ids(tokenizer, "ab")
-
-
-def test_an_entry_cut_short_is_not_trained_on(tokenizer, tmp_path):
-    """No token is dropped in silence: a full disk can leave less than the entry says it holds."""
-    first = build_cache(["abcd"], ["cab"], tokenizer, "x", tmp_path)
-    path = tmp_path / first.fingerprint / "train.bin"
-    path.write_bytes(path.read_bytes()[:4])
-    again = build_cache(["abcd"], ["cab"], tokenizer, "x", tmp_path)
-    assert again.train.tokens.tolist() == ids(tokenizer, "abcd")
-
-
-EMPTY_TRAIN = "^the training text is empty; give more text, or a smaller --validation_split_percentage$"
-EMPTY_VALIDATION = (
-    r"^the validation text is empty \(the training text has [\d,]+ characters\); give more text"
-)
-
-
-@pytest.mark.parametrize(
-    ("train", "validation", "message"),
-    [
-        ([], ["ab"], EMPTY_TRAIN),
-        ([""], ["ab"], EMPTY_TRAIN),
-        ([" \n\t", ""], ["ab"], EMPTY_TRAIN),
-        (["ab"], [], EMPTY_VALIDATION),
-        (["ab"], ["", "\n"], EMPTY_VALIDATION),
-    ],
-)
-def test_an_empty_side_is_refused_before_anything_is_written(tokenizer, tmp_path, train, validation, message):
-    with pytest.raises(UsageError, match=message):
-        build_cache(train, validation, tokenizer, "x", tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("train", "validation", "side"), [(["a"], ["ab"], "train"), (["ab"], ["a"], "validation")]
-)
-@pytest.mark.parametrize("repeats", [1, 2])
-def test_a_text_of_one_token_is_refused_each_time(tokenizer, tmp_path, train, validation, side, repeats):
-    message = f"^the {side} text is 1 token long, but predicting one needs two; give more text$"
-    for _ in range(repeats):
-        with pytest.raises(UsageError, match=message):
-            build_cache(train, validation, tokenizer, "x", tmp_path)
-
-
-# Bytes and words about it
-
-
-@pytest.mark.parametrize(
-    ("documents", "num_labels", "expected"),
-    [
-        (["abc d"], 4, 4),  # all but the first
-        (["abc d"], 2, 2),
-        (["éab"], 2, 2),  # the first has two bytes
-        (["aéb"], 1, 2),
-        (["aéb"], 2, 3),
-        (["ab", "c"], 3, 2),  # a separator is no text
-        (["ab", "c"], 2, 1),
-        (["a", "éb"], 1, 1),  # nothing but a separator: one byte, so that it can be divided by
-        # A character that was never seen is spelled as its bytes, one token each.
-        (["🎉a"], 4, 4),
-        (["a🎉b"], 2, 2),
-        (["a🎉b"], 4, 4),
-        (["🎉🎉🎉"], 5, 5),
-    ],
-)
-def test_predicted_bytes_are_those_of_the_text_behind_the_labels(
-    tokenizer, tmp_path, documents, num_labels, expected
-):
-    stream = build_cache(documents, ["ab"], tokenizer, "x", tmp_path).train
-    assert predicted_bytes(stream, num_labels, tokenizer) == expected
-
-
-def test_the_description_says_what_is_kept():
-    stream = TokenStream(
-        np.arange(3001, dtype=np.uint16),
-        TextCounts(documents=2, characters=9000, num_bytes=9100, tokens=3001),
-    )
-    assert describe("train", stream, Blocks(stream.tokens, 64, PAD)) == (
-        "train: 2 documents, 9,000 characters, 3,001 tokens, 47 blocks of 64, the last with 56; "
-        "kept 100.00 % of the tokens"
-    )
-    assert describe("train", stream, Blocks(stream.tokens, 64, PAD, limit=10)) == (
-        "train: 2 documents, 9,000 characters, 3,001 tokens, 10 blocks of 64; kept 21.33 % of the tokens"
-    )
+def test_best_fit_takes_the_fullest_bin_with_room():
+    # 7, then 6, then 4 into the 6 (room 4), 3 into the 7 (room 3), 2 anew.
+    assert best_fit(np.array([7, 6, 4, 3, 2]), 10).tolist() == [0, 1, 1, 0, 2]

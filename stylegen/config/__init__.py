@@ -2,11 +2,12 @@
 
 from stylegen.config.checks import check_arguments, resolve_arguments
 from stylegen.config.errors import UsageError, first_line, run_command
-from stylegen.config.fields import GenerateArguments, TrainArguments
+from stylegen.config.fields import GenerateArguments, TokenizerCommandArguments, TrainArguments
 from stylegen.config.parse import dump_arguments, parse_arguments, read_preset
 
 __all__ = [
     "GenerateArguments",
+    "TokenizerCommandArguments",
     "TrainArguments",
     "UsageError",
     "check_arguments",

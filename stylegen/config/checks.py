@@ -11,6 +11,7 @@ from typing import Any
 from stylegen.config.errors import UsageError
 from stylegen.config.fields import TRACKERS, GenerateArguments, TrainArguments
 
+DEFAULT_SPLIT_PERCENTAGE = 5.0
 # Names under which architectures keep the number of positions they can attend to.
 POSITION_KEYS = ("max_position_embeddings", "n_positions", "n_ctx")
 
@@ -19,11 +20,11 @@ _AT_LEAST_ONE = (
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
     "total_batch_size", "logging_steps", "eval_steps", "checkpointing_steps", "save_total_limit", "sample_steps",
     "sample_max_new_tokens", "early_stopping_patience", "num_return_sequences", "max_new_tokens", "num_beams",
-    "batch_size",
+    "batch_size", "max_completion_words",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "max_train_steps", "num_warmup_steps", "weight_decay", "adam_epsilon", "max_grad_norm", "seed",
-    "sample_temperature", "temperature", "top_k",
+    "sample_temperature", "temperature", "top_k", "min_frequency", "random_windows",
 )  # fmt: skip
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **{name: (lambda value: value >= 1, "at least 1") for name in _AT_LEAST_ONE},
@@ -59,12 +60,12 @@ def resolve_arguments(arguments: TrainArguments, world_size: int) -> TrainArgume
     scratch = arguments.model_name_or_path is None
     steps_of_batch, total = _batch_sizes(arguments, world_size)
     new_tokenizer = scratch and arguments.tokenizer_name is None
-    split = 5.0 if arguments.validation_split_percentage is None else arguments.validation_split_percentage
     return dataclasses.replace(
         arguments,
         model_type=(arguments.model_type or "gpt2") if scratch and not arguments.config_name else None,
         train_tokenizer=(arguments.train_tokenizer or "bpe") if new_tokenizer else None,
-        validation_split_percentage=None if arguments.validation_file else split,
+        validation_split_percentage=_split_percentage(arguments),
+        packing=_packing(arguments),
         num_train_epochs=(arguments.num_train_epochs or 3.0) if arguments.max_train_steps is None else None,
         learning_rate=arguments.learning_rate or (1e-3 if scratch else 5e-5),
         gradient_accumulation_steps=steps_of_batch,
@@ -89,16 +90,59 @@ def differences(old: dict[str, Any], new: TrainArguments) -> list[str]:
     return rows
 
 
+def has_pairs(arguments: TrainArguments) -> bool:
+    """Whether the documents are pairs of prompt and completion."""
+    return bool(arguments.prompt_file or arguments.prompt_column)
+
+
 def positions_of(config: dict[str, Any]) -> int | None:
     """How many positions a model can attend to, from the keys of its configuration; None if it does not say."""
     return next((int(config[key]) for key in POSITION_KEYS if isinstance(config.get(key), int)), None)
 
 
-def _check_training(arguments: TrainArguments) -> None:
-    if not arguments.train_file and not arguments.dataset_name:
+def _packing(arguments: TrainArguments) -> str:
+    return arguments.packing or ("pad" if has_pairs(arguments) else "stream")
+
+
+def _split_percentage(arguments: TrainArguments) -> float | None:
+    """Percent of the text to keep for validation, or None if there is, or may be, a text of its own for that."""
+    if arguments.validation_file or arguments.validation_prompt_file:
+        return None
+    # A dataset may have a validation split, which only reading it tells.
+    if arguments.dataset_name not in (None, "shakespeare"):
+        return arguments.validation_split_percentage
+    return arguments.validation_split_percentage or DEFAULT_SPLIT_PERCENTAGE
+
+
+def _check_text(arguments: TrainArguments) -> None:
+    if not (arguments.train_file or arguments.dataset_name or arguments.prompt_file):
         raise UsageError(
             "no text to train on; give --train_file FILE (or a folder or glob) or --dataset_name NAME"
         )
+    for left, right in (
+        ("prompt_file", "completion_file"),
+        ("prompt_column", "completion_column"),
+        ("validation_prompt_file", "validation_completion_file"),
+    ):
+        first, second = getattr(arguments, left), getattr(arguments, right)
+        if (first is None) != (second is None):
+            given, missing = (left, right) if first else (right, left)
+            raise UsageError(f"{given} needs {missing} as well: a pair has two sides")
+    if arguments.completion_only_loss and (not has_pairs(arguments) or _packing(arguments) == "stream"):
+        raise UsageError(
+            "completion_only_loss needs pairs (--prompt_file and --completion_file, or --prompt_column and "
+            "--completion_column) and --packing pad or document"
+        )
+    if arguments.validation_prompt_file and not has_pairs(arguments):
+        raise UsageError("validation_prompt_file is for pairs; give --validation_file, or pairs to train on too")
+    if arguments.random_windows and _packing(arguments) != "stream":
+        raise UsageError("random_windows adds windows to a stream of text; leave it out, or use --packing stream")
+    if arguments.streaming and arguments.dataset_name in (None, "shakespeare"):
+        raise UsageError("streaming is for hub datasets; give --dataset_name, or leave it out (files are always streamed)")
+
+
+def _check_training(arguments: TrainArguments) -> None:
+    _check_text(arguments)
     if (
         arguments.vocab_size is not None
         and arguments.vocab_size < 257

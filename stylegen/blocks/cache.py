@@ -1,0 +1,222 @@
+"""The token cache: one folder an entry, found without reading the text, written once, whole or not there at all.
+
+    CACHE_DIR/KEY/
+      meta.json                    counts, the fingerprint of text and tokenizer, what was met while reading
+      train.bin validation.bin     ids of a side, uint16 or uint32: <|endoftext|> document <|endoftext|> document ... <|endoftext|>
+      train.starts.npy ...         int64 (documents + 1,): where each document's <|endoftext|> stands, and the last one
+      train.prompts.npy ...        int64 (documents,): tokens that are prompt, for pairs
+      tokenizer/
+
+KEY stands for the files' paths, sizes and modification times and for every option. While an entry is written under
+another name its lock is held; who comes second waits, and what a killed builder left is swept by the next one.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
+
+from stylegen.blocks.split import Side
+from stylegen.config import UsageError
+from stylegen.runtime import logger
+from stylegen.tokenizer import encode_documents, load_tokenizer, num_ids, token_byte_lengths
+
+SIDES = ("train", "validation")
+
+
+@dataclass(frozen=True)
+class TextCounts:
+    """What a side of the split consists of."""
+
+    documents: int
+    characters: int
+    num_bytes: int  # UTF-8 bytes of the text
+    tokens: int  # of the stream, separators between documents included
+
+
+@dataclass(frozen=True)
+class TokenStream:
+    """One side of the split, memory-mapped.
+
+    framed   ids (tokens + 2,), with <|endoftext|> before the first and after the last document too
+    starts   int64 (documents + 1,), positions in `framed` of the <|endoftext|> before each document and at the end
+    prompts  int64 (documents,), tokens at the start of each document that are prompt, or None without pairs
+    """
+
+    framed: np.ndarray
+    starts: np.ndarray
+    prompts: np.ndarray | None
+    counts: TextCounts
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """The stream: documents with <|endoftext|> between them."""
+        return self.framed[1:-1]
+
+
+@dataclass(frozen=True)
+class TokenCache:
+    """Both sides, the tokenizer, the fingerprint of text, split and tokenizer, and what was met while reading."""
+
+    train: TokenStream
+    validation: TokenStream
+    tokenizer: PreTrainedTokenizerFast
+    fingerprint: str
+    findings: dict[str, Any]
+
+
+def open_entry(cache_dir: Path, key: str, build: Callable[[Path], None], overwrite: bool = False) -> TokenCache:
+    """The entry of `key`, made by `build(folder)` first if there is none; waits if another process is making it.
+
+    Raises UsageError if `cache_dir` cannot be used.
+    """
+    entry = cache_dir / key
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        _sweep(cache_dir)
+        cache = None if overwrite else _open(entry)
+        if cache is None:
+            with _locked(cache_dir, key):
+                cache = None if overwrite else _open(entry)  # another process may have made it meanwhile
+                if cache is None:
+                    _build(entry, build)
+                    cache = _open(entry)
+        assert cache is not None
+        return cache
+    except OSError as error:
+        raise UsageError(
+            f"the token cache {cache_dir} cannot be used: {error.strerror or error}; choose another --cache_dir"
+        ) from error
+
+
+def write_side(
+    folder: Path, name: str, side: Side, tokenizer: PreTrainedTokenizerFast, num_workers: int
+) -> dict[str, int]:
+    """Tokenize one side into `folder`; returns its counts."""
+    dtype = np.uint16 if num_ids(tokenizer) <= 1 << 16 else np.uint32
+    starts = np.zeros(len(side.ranges) + 1, dtype=np.int64)
+    document, position = 0, 1
+    with _progress(f"tokenizing {name}", side) as bar, open(folder / f"{name}.bin", "wb") as file:
+        file.write(dtype(tokenizer.eos_token_id).tobytes())
+        documents = (_counted(chunks, bar) for chunks in side.store.documents(side.ranges))
+        for ids, ends in encode_documents(tokenizer, documents, num_workers):
+            starts[document + 1 : document + len(ends) + 1] = position + ends + np.arange(len(ends))
+            ids = np.insert(ids.astype(dtype), ends, tokenizer.eos_token_id)
+            file.write(ids.tobytes())
+            document, position = document + len(ends), position + len(ids)
+    np.save(folder / f"{name}.starts.npy", starts)
+    if side.prompts.any():
+        prompts = _prompt_tokens(folder / f"{name}.bin", dtype, starts, side, tokenizer)
+        np.save(folder / f"{name}.prompts.npy", prompts)
+    num_bytes = int((side.ranges[:, 1] - side.ranges[:, 0]).sum())
+    return asdict(TextCounts(len(side.ranges), side.characters, num_bytes, position - 2))
+
+
+def write_meta(folder: Path, tokenizer: PreTrainedTokenizerFast, meta: dict[str, Any]) -> None:
+    """Complete an entry: the tokenizer and meta.json."""
+    tokenizer.save_pretrained(str(folder / "tokenizer"))
+    dtype = "uint16" if num_ids(tokenizer) <= 1 << 16 else "uint32"
+    (folder / "meta.json").write_text(json.dumps({"dtype": dtype, **meta}, indent=1), encoding="utf-8")
+
+
+def _open(entry: Path) -> TokenCache | None:
+    """An entry, or None if it is not there or not whole: cleaners of cache folders take single files."""
+    try:
+        meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
+        sides = {name: _open_side(entry, name, meta) for name in SIDES}
+        tokenizer = load_tokenizer(str(entry / "tokenizer"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return TokenCache(**sides, tokenizer=tokenizer, fingerprint=meta["fingerprint"], findings=meta["findings"])
+
+
+def _open_side(entry: Path, name: str, meta: dict[str, Any]) -> TokenStream:
+    counts = TextCounts(**meta[name])
+    framed = np.memmap(entry / f"{name}.bin", dtype=meta["dtype"], mode="r")
+    starts = np.load(entry / f"{name}.starts.npy", mmap_mode="r")
+    prompts = np.load(entry / f"{name}.prompts.npy", mmap_mode="r") if meta["pairs"] else None
+    if len(framed) != counts.tokens + 2 or len(starts) != counts.documents + 1:
+        raise ValueError("cut short")
+    return TokenStream(framed, starts, prompts, counts)
+
+
+def _build(entry: Path, build: Callable[[Path], None]) -> None:
+    temporary = entry.with_name(f"{entry.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a builder that was killed: we hold its lock
+    temporary.mkdir()
+    try:
+        build(temporary)
+        if entry.exists():  # under a name that is swept if the deletion is interrupted
+            os.rename(entry, entry.with_name(f"{entry.name}-old.tmp"))
+        os.rename(temporary, entry)
+    finally:
+        for leftover in entry.parent.glob(f"{entry.name}*.tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(cache_dir: Path, key: str) -> Iterator[None]:
+    """Hold the lock of an entry. Its file is deleted while it is held: who waited on it notices and tries again."""
+    path = cache_dir / f"{key}.lock"
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.info("another process is preparing this text; waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
+
+
+def _progress(name: str, side: Side) -> tqdm:
+    """A bar on a terminal, once it takes longer than a moment."""
+    return tqdm(
+        total=side.characters, desc=name, unit="char", unit_scale=True, delay=2, disable=None, leave=False
+    )
+
+
+def _counted(chunks: Iterator[str], bar: tqdm) -> Iterator[str]:
+    for chunk in chunks:
+        bar.update(len(chunk))
+        yield chunk
+
+
+def _sweep(cache_dir: Path) -> None:
+    """Delete what killed builders left: their locks went with them."""
+    for leftover in [*cache_dir.glob("*.tmp"), *cache_dir.glob("*.lock")]:
+        path = leftover.with_suffix(".lock")
+        lock = FileLock(path)
+        with contextlib.suppress(Timeout, OSError):
+            lock.acquire(timeout=0)
+            shutil.rmtree(leftover.with_suffix(".tmp"), ignore_errors=True)
+            path.unlink(missing_ok=True)
+            lock.release()
+
+
+def _prompt_tokens(
+    path: Path, dtype: Any, starts: np.ndarray, side: Side, tokenizer: PreTrainedTokenizerFast
+) -> np.ndarray:
+    """Tokens of each document that end within its prompt: a token across the border belongs to the completion."""
+    framed, lengths = np.memmap(path, dtype=dtype, mode="r"), token_byte_lengths(tokenizer)
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    counts = np.zeros(len(side.prompts), dtype=np.int64)
+    for index, num_bytes in enumerate(side.prompts.tolist()):
+        if normalizer is not None and num_bytes:
+            begin = int(side.ranges[index, 0])
+            prompt = side.store.read(begin, begin + num_bytes).decode()
+            num_bytes = len(normalizer.normalize_str(prompt).encode())
+        ends = np.cumsum(lengths[framed[starts[index] + 1 : starts[index + 1]]])
+        counts[index] = np.searchsorted(ends, num_bytes, side="right")
+    return counts

@@ -1,0 +1,217 @@
+"""Arguments -> token cache -> blocks, and the words about them for the log."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from stylegen.blocks.cache import SIDES, TokenCache, TokenStream, open_entry, write_meta, write_side
+from stylegen.blocks.packing import Blocks, PackedBlocks, StreamBlocks
+from stylegen.blocks.split import Side, split_store
+from stylegen.config import TrainArguments, UsageError
+from stylegen.config.checks import DEFAULT_SPLIT_PERCENTAGE, has_pairs
+from stylegen.corpus import (
+    SHAKESPEARE,
+    Findings,
+    Source,
+    TextOptions,
+    TextStore,
+    dataset_splits,
+    read_pieces,
+    same_content,
+)
+from stylegen.model import IGNORED
+from stylegen.tokenizer import load_tokenizer, token_byte_lengths, train_tokenizer
+
+CACHE_FORMAT = 2
+# The files of a folder that decide what its tokenizer is.
+TOKENIZER_FILES = ("*token*.json", "vocab*", "merges.txt", "*.model", "*.gguf")
+
+
+def prepare_text(arguments: TrainArguments, train: Source, validation: Source | None) -> TokenCache:
+    """Find the token cache of these sources, or read, split and tokenize them. Raises UsageError for text that
+    cannot be used."""
+    options = TextOptions(**{field.name: getattr(arguments, field.name) for field in fields(TextOptions)})
+    version = None
+    if train.dataset and train.dataset != SHAKESPEARE:
+        splits, version = dataset_splits(train.dataset, train.config_name)
+        if validation is None and arguments.validation_split_percentage is None and "validation" in splits:
+            validation = replace(train, split="validation")
+    sources = [train] if validation is None else [train, validation]
+    percentage = arguments.validation_split_percentage or DEFAULT_SPLIT_PERCENTAGE
+    split = [percentage, arguments.seed] if validation is None else None
+    state = [source.state() for source in sources]
+    identity, get_tokenizer = _tokenizer(arguments)
+
+    def build(folder: Path) -> None:
+        findings = Findings()
+        stores = [_store(folder, number, source, options, findings) for number, source in enumerate(sources)]
+        if [source.state() for source in sources] != state:
+            raise UsageError(f"{train} changed while it was read; start again when nothing writes to it")
+        if not any(len(store.characters) for store in stores):
+            raise UsageError(f"{train} is empty; give a file with text in it")
+        sides = [Side.whole(store) for store in stores]
+        sides = sides if len(stores) == 2 else list(split_store(stores[0], percentage, arguments.seed))
+        _refuse_empty(*sides)
+        tokenizer = get_tokenizer(sides[0])
+        counts = {
+            name: write_side(folder, name, side, tokenizer, arguments.preprocessing_num_workers or os.cpu_count() or 1)
+            for name, side in zip(SIDES, sides, strict=True)
+        }
+        fingerprint = _hash([CACHE_FORMAT, [s.digest for s in stores], split, tokenizer.backend_tokenizer.to_str()])
+        for store in stores:
+            store.path.unlink()
+        write_meta(folder, tokenizer, {
+            **counts, "pairs": has_pairs(arguments), "fingerprint": fingerprint, "findings": asdict(findings)
+        })  # fmt: skip
+
+    key = _hash([CACHE_FORMAT, state, version, [asdict(s) | {"files": (), "pair_files": ()} for s in sources],
+                 asdict(options), split, identity])  # fmt: skip
+    cache = open_entry(_cache_dir(arguments), key, build, arguments.overwrite_cache)
+    for name, stream in zip(SIDES, (cache.train, cache.validation), strict=True):
+        if stream.counts.tokens < 2:
+            raise UsageError(
+                f"the {name} text is {stream.counts.tokens} token long, but predicting one needs two; give more text"
+            )
+    return cache
+
+
+def cut_blocks(arguments: TrainArguments, cache: TokenCache) -> tuple[Blocks, Blocks]:
+    """Training and validation blocks. Raises UsageError if a side has no room for one."""
+    assert arguments.block_size and cache.tokenizer.pad_token_id is not None
+    pad_id: int = cache.tokenizer.pad_token_id
+    if arguments.packing != "stream":
+        options: dict[str, Any] = {
+            "truncate": arguments.packing == "pad",
+            "completion_only": arguments.completion_only_loss,
+        }
+        packed = (
+            PackedBlocks(cache.train, arguments.block_size, pad_id, limit=arguments.max_train_samples, **options),
+            PackedBlocks(cache.validation, arguments.block_size, pad_id, limit=arguments.max_eval_samples, **options),
+        )
+        for name, blocks in zip(SIDES, packed, strict=True):
+            if not len(blocks):
+                raise UsageError(f"no {name} pair has a completion within block_size {arguments.block_size}; use a larger one")
+        return packed
+    available = cache.validation.counts.tokens - 1
+    if arguments.validation_split_percentage and available < arguments.block_size:
+        raise UsageError(
+            f"no room for one validation block: {arguments.validation_split_percentage:g} % of the text is "
+            f"{available} tokens, block_size is {arguments.block_size}; use a smaller --block_size, a larger "
+            f"--validation_split_percentage, or a --validation_file"
+        )
+    return (
+        StreamBlocks(
+            cache.train, arguments.block_size, pad_id, arguments.max_train_samples, arguments.random_windows,
+            arguments.seed,
+        ),
+        StreamBlocks(cache.validation, arguments.block_size, pad_id, arguments.max_eval_samples),
+    )  # fmt: skip
+
+
+def predicted_bytes(stream: TokenStream, blocks: Blocks, tokenizer: PreTrainedTokenizerFast) -> int:
+    """UTF-8 bytes of the text behind the predicted tokens of `blocks`.
+
+    All of the stream: its text, in plain blocks without the first token. Less: what the labels decode to.
+    """
+    lengths = token_byte_lengths(tokenizer)
+    num_labels = blocks.num_labels(np.arange(len(blocks)))
+    if isinstance(blocks, StreamBlocks) and num_labels == stream.counts.tokens - 1:
+        return max(stream.counts.num_bytes - int(lengths[stream.tokens[0]]), 1)
+    if num_labels == stream.counts.tokens + 1:  # packed, with what ends the last document
+        return stream.counts.num_bytes
+    total = 0
+    for index in range(len(blocks)):
+        labels = blocks.batch(np.array([index]))["labels"]
+        total += int(lengths[labels[labels != IGNORED].numpy()].sum())
+    return max(total, 1)
+
+
+def describe_text(cache: TokenCache) -> list[str]:
+    """The table of documents for the log, with what was dropped and why."""
+    rows = [f"{'documents':12}{'count':>12}{'characters':>16}{'tokens':>16}"]
+    for name, stream in zip(SIDES, (cache.train, cache.validation), strict=True):
+        counts = stream.counts
+        rows.append(f"{name:12}{counts.documents:>12,}{counts.characters:>16,}{counts.tokens:>16,}")
+    dropped = cache.findings["dropped"]
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
+    rows.append(f"{'dropped':12}{sum(dropped.values()):>12,}" + (f"  ({reasons})" if reasons else ""))
+    if files := cache.findings["boilerplate_files"]:
+        rows.append(
+            f"Project Gutenberg headers and footers cut from {files:,} file{'s' * (files > 1)} "
+            f"({cache.findings['boilerplate_characters']:,} characters); --keep_boilerplate keeps them"
+        )
+    rows += [f"warning: {line}" for line in cache.findings["same_content"]]
+    return rows
+
+
+def describe(name: str, stream: TokenStream, blocks: Blocks) -> str:
+    """One line for the log: how a side is cut, and how much of it is used."""
+    used = blocks.num_labels(np.arange(len(blocks)))
+    text = f"{name}: {len(blocks):,} block{'s' * (len(blocks) != 1)} of {blocks.block_size}"
+    if isinstance(blocks, StreamBlocks):
+        if blocks.random_windows:
+            text += f", {blocks.random_windows:,} of them random windows that change with each epoch"
+        used -= blocks.random_windows * blocks.block_size
+        last = blocks.num_labels(np.array([blocks.num_plain - 1]))
+        text += f", the last with {last}" if last < blocks.block_size and not blocks.random_windows else ""
+        available = stream.counts.tokens - 1
+    else:
+        filled = used / (len(blocks) * blocks.block_size)
+        text += f", {100 * filled:.2f} % of their labels count"
+        available = stream.counts.tokens + 1
+    return f"{text}; kept {100 * used / available:.2f} % of the {stream.counts.tokens:,} tokens"
+
+
+def _store(folder: Path, number: int, source: Source, options: TextOptions, findings: Findings) -> TextStore:
+    pieces = read_pieces(source, options, findings)
+    store = TextStore.write(folder / f"text-{number}", pieces, findings)
+    same = same_content(source.paths())
+    findings.same_content += [f"{path} has the same content as {earlier}" for path, earlier in same]
+    return store
+
+
+def _refuse_empty(train: Side, validation: Side) -> None:
+    if not train.characters:
+        raise UsageError("the training text is empty; give more text, or a smaller --validation_split_percentage")
+    if not validation.characters:
+        raise UsageError(
+            f"the validation text is empty (the training text has {train.characters:,} characters); give more "
+            f"text, a --validation_file or a larger --validation_split_percentage"
+        )
+
+
+def _tokenizer(arguments: TrainArguments) -> tuple[Any, Callable[[Side], PreTrainedTokenizerFast]]:
+    """(what makes two tokenizers the same, how to get this one once the training side is known)."""
+    if kind := arguments.train_tokenizer:
+        options = (arguments.vocab_size, arguments.normalizer, arguments.min_frequency, arguments.special_tokens)
+        return [kind, *options], lambda side: train_tokenizer(
+            kind, side.store.documents(side.ranges), side.characters, *options
+        )
+    where: tuple[str, str | None, str | None]
+    if arguments.tokenizer_name:
+        where = (arguments.tokenizer_name, None, None)
+    else:
+        assert arguments.model_name_or_path
+        where = (arguments.model_name_or_path, arguments.model_revision, arguments.gguf_file)
+    folder = Path(where[0])
+    if folder.is_dir():
+        files = sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)})
+        return [where, Source(files=tuple(files)).state()], lambda side: load_tokenizer(*where)
+    tokenizer = load_tokenizer(*where)  # a name on the hub can come to mean another one
+    return tokenizer.backend_tokenizer.to_str(), lambda side: tokenizer
+
+
+def _cache_dir(arguments: TrainArguments) -> Path:
+    default = os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "stylegen")
+    return Path(arguments.cache_dir or default).expanduser()
+
+
+def _hash(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,177 @@
+"""Tables and `datasets` -> rows, streamed from where they lie: no second copy on disk, no file whole in memory."""
+
+import csv
+import glob
+import gzip
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stylegen.config import UsageError, first_line
+from stylegen.corpus.files import TABLE_SUFFIXES
+
+Row = dict[str, Any]
+
+
+def table_rows(path: Path, suffix: str) -> Iterator[Row]:
+    """The rows of one table. Raises UsageError with the file, and the line where it can be known."""
+    _refuse_huge_rows(path, suffix)
+    if suffix == ".parquet" and path.suffix.lower() == ".gz":  # its index is at its end, so it must be unpacked
+        with tempfile.TemporaryDirectory() as folder:
+            unpacked = Path(folder) / path.stem
+            try:
+                with gzip.open(path) as source, open(unpacked, "wb") as target:
+                    shutil.copyfileobj(source, target)
+            except (OSError, EOFError) as error:
+                raise UsageError(f"{path} is not a whole gzip file ({error}); fetch it again") from None
+            yield from _stream(path, unpacked, suffix)
+    else:
+        yield from _stream(path, path, suffix)
+
+
+def dataset_rows(name: str, config_name: str | None, split: str, streaming: bool) -> Iterator[Row]:
+    """The rows of one split of a `datasets` folder or hub id."""
+    datasets = _datasets()
+    try:
+        yield from datasets.load_dataset(name, config_name, split=split, streaming=streaming)
+    except UsageError:
+        raise
+    except Exception as error:  # datasets raises whatever its builders and the hub client raise
+        raise UsageError(f"dataset_name {name} cannot be loaded: {first_line(error)}") from error
+
+
+def dataset_splits(name: str, config_name: str | None) -> tuple[list[str], str]:
+    """(names of the splits, what tells this version of the dataset from another)."""
+    datasets = _datasets()
+    try:
+        builder = datasets.load_dataset_builder(name, config_name)
+        splits = datasets.get_dataset_split_names(name, config_name)
+    except Exception as error:
+        raise UsageError(f"dataset_name {name} cannot be loaded: {first_line(error)}") from error
+    return splits, f"{builder.config_id} {builder.hash} {builder.info.version}"
+
+
+def _datasets() -> Any:
+    import datasets
+
+    # What it would print about a damaged file we say ourselves.
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    datasets.disable_progress_bars()
+    return datasets
+
+
+def _stream(path: Path, readable: Path, suffix: str) -> Iterator[Row]:
+    datasets = _datasets()
+    builder = TABLE_SUFFIXES[suffix]
+    if not readable.stat().st_size:
+        return
+    try:
+        options = _csv_options(readable, suffix, datasets) if builder == "csv" else {}
+        yield from datasets.load_dataset(
+            builder,
+            data_files=glob.escape(str(readable.resolve())),
+            split="train",
+            streaming=True,
+            **options,
+        )
+    except UsageError:
+        raise
+    except Exception as error:  # pyarrow, pandas, gzip and datasets each raise their own
+        line = _broken_json_line(readable) if builder == "json" else ""
+        reason = first_line(error.__cause__ or error).rstrip(".")
+        raise UsageError(f"{path} cannot be read as a table: {line or reason}; repair it, or leave it out") from error
+
+
+def _csv_options(path: Path, suffix: str, datasets: Any) -> dict[str, Any]:
+    """Every cell is text, whatever it looks like: 1984 is no number, "None" is no missing value."""
+    separator = "\t" if suffix == ".tsv" else ","
+    with _open_text(path) as file:
+        header = next(csv.reader(file, delimiter=separator), [])
+    features = datasets.Features({name: datasets.Value("string") for name in header})
+    return {"sep": separator, "keep_default_na": False, "features": features}
+
+
+def _broken_json_line(path: Path) -> str:
+    """Which line of a JSON or JSON lines file does not parse, and why; "" if they all do."""
+    try:
+        with _open_text(path) as file:
+            if file.read(1) == "[":
+                file.seek(0)
+                json.load(file)
+                return ""
+            file.seek(0)
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    _parse(line.rstrip(), number)
+    except json.JSONDecodeError as error:
+        return f"line {error.lineno}: {error.msg} at character {error.colno}"
+    except (OSError, EOFError, UnicodeDecodeError):
+        return ""
+    return ""
+
+
+def _parse(line: str, number: int) -> None:
+    try:
+        json.loads(line)
+    except json.JSONDecodeError as error:
+        error.lineno = number
+        raise
+
+
+def _open_text(path: Path):
+    opener = gzip.open if path.suffix.lower() == ".gz" else open
+    return opener(path, "rt", encoding="utf-8-sig", newline="")
+
+
+def _refuse_huge_rows(path: Path, suffix: str) -> None:
+    """Readers of tables hold a row, or a Parquet row group, whole: refuse one that memory has no room for.
+
+    A row may take a quarter of the machine's memory: it exists up to four times while it is converted.
+    """
+    limit = row_limit()
+    if suffix == ".parquet" or path.stat().st_size <= limit:
+        size = 0 if path.suffix.lower() == ".gz" or suffix != ".parquet" else _largest_row_group(path)
+        where = "a row group"
+    else:
+        size, line = _longest_line(path)
+        where = f"line {line:,}"
+    if size > limit:
+        raise UsageError(
+            f"{path}: {where} is {size / 2**30:.1f} GiB, more than a table's row may take on this machine "
+            f"({limit / 2**30:.1f} GiB); put such a text into a .txt file of its own"
+        )
+
+
+def row_limit() -> int:
+    """Bytes that one row of a table may take."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+
+
+def _longest_line(path: Path) -> tuple[int, int]:
+    """(bytes, number) of the longest line, read in pieces."""
+    longest, current, number, number_of_longest = 0, 0, 1, 1
+    with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
+        while piece := file.read(1 << 24):
+            for index, part in enumerate(piece.split(b"\n")):
+                if index:
+                    current, number = 0, number + 1
+                current += len(part)
+                if current > longest:
+                    longest, number_of_longest = current, number
+    return longest, number_of_longest
+
+
+def _largest_row_group(path: Path) -> int:
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    try:
+        metadata = parquet.ParquetFile(path).metadata
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UsageError(f"{path} cannot be read as a table: {first_line(error)}; repair it, or leave it out") from None
+    sizes = [metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups)]
+    return max(sizes, default=0)
