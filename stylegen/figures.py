@@ -47,9 +47,12 @@ def draw_lengths(lengths: np.ndarray, block_size: int, path: Path) -> Path:
 
 
 def draw_comparison(runs: dict[str, Rows], path: Path) -> Path:
-    """Validation loss and bits per byte of several runs by name, curves on top of each other, best value in the legend."""
+    """Validation loss and bits per byte of several runs by name, on top of each other, best values in the legend."""
     figure = Figure(figsize=(12, 4.5), layout="constrained")
-    panels = (("eval/loss", "loss (nats per token)", "{:.4f}"), ("eval/bits_per_byte", "bits per byte", "{:.4f}"))
+    panels = (
+        ("eval/loss", "loss (nats per token)", "{:.4f}"),
+        ("eval/bits_per_byte", "bits per byte", "{:.4f}"),
+    )
     for axes, (key, label, form) in zip(figure.subplots(1, 2), panels, strict=True):
         _style(axes, label.split(" (")[0].capitalize(), "epoch", label)
         for name, rows in runs.items():

@@ -70,8 +70,8 @@ def check_isolation(model: PreTrainedModel) -> None:
     tolerance = 1e-4 if model.dtype == torch.float32 else 0.1
     if not torch.allclose(packed, alone, rtol=tolerance, atol=tolerance * float(alone.abs().max())):
         raise UsageError(
-            f"packing document would leak: a {model.config.model_type} model lets documents that share a block see "
-            f"each other (logits differ by {(packed - alone).abs().max():.2g}); use --packing stream, or pad"
+            f"packing document would leak: the architecture {model.config.model_type} lets documents that share a "
+            f"block see each other (logits differ by {(packed - alone).abs().max():.2g}); use --packing stream, or pad"
         )
 
 

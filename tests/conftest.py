@@ -67,7 +67,11 @@ def train(tmp_path: Path, text_file: Path, monkeypatch):
 
     def run(name: str, *flags: str, code: int = 0, tiny: bool = True) -> Path:
         AcceleratorState._reset_state(reset_partial_state=True)
-        data = () if {"--train_file", "--dataset_name"} & set(flags) else ("--train_file", str(text_file))
+        data = (
+            ()
+            if {"--train_file", "--dataset_name", "--prompt_file"} & set(flags)
+            else ("--train_file", str(text_file))
+        )
         defaults = ("--mixed_precision", "no") if "--mixed_precision" not in flags else ()
         folder = tmp_path / name
         assert main([*data, *(TINY if tiny else ()), *defaults, "--output_dir", str(folder), *flags]) == code

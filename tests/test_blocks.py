@@ -198,7 +198,10 @@ def test_no_window_crosses_documents_and_every_place_within_one_is_drawn():
     documents = [[10, 11, 12, 13, 14], [20, 21], [30, 31, 32, 33], [40, 41, 42]]
     blocks = windows(*documents, number=400)
     batch = blocks.batch(np.arange(blocks.num_plain, len(blocks)))
-    drawn = {(*row, label[-1]) for row, label in zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True)}
+    drawn = {
+        (*row, label[-1])
+        for row, label in zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True)
+    }
     assert drawn == {(10, 11, 12, 13), (11, 12, 13, 14), (30, 31, 32, 33)}
 
 
@@ -211,7 +214,7 @@ def test_places_are_drawn_equally_often():
 
 
 def test_documents_too_short_for_a_window_are_refused():
-    with pytest.raises(UsageError, match="^random_windows needs a document longer than block_size 3, but the longest "
+    with pytest.raises(UsageError, match=r"^random_windows needs a document longer than block_size 3, but the longest "
                                          "training document has 3 tokens; use a smaller --block_size$"):  # fmt: skip
         windows([1, 2, 3], [4])
 
@@ -250,16 +253,18 @@ def test_padding_gives_each_document_a_block_and_cuts_it_there():
 
 
 def test_prompts_are_left_out_of_the_loss():
-    pairs = dict(prompts=[2, 1], completion_only=True)
+    pairs = {"prompts": [2, 1], "completion_only": True}
     blocks = packed([1, 2, 3], [4, 5], **pairs)
-    assert blocks.batch(np.array([0]))["labels"].tolist() == [[IGNORED, IGNORED, 3, END, IGNORED, 5, END, IGNORED]]
+    assert blocks.batch(np.array([0]))["labels"].tolist() == [
+        [IGNORED, IGNORED, 3, END, IGNORED, 5, END, IGNORED]
+    ]
     assert blocks.num_labels(np.array([0])) == 4
     both = packed([1, 2, 3], [4, 5], prompts=[2, 1])  # known, but not asked for
     assert both.num_labels(np.array([0])) == 7
 
 
 def test_a_prompt_longer_than_a_block_leaves_no_block_without_a_label():
-    documents, pairs = ([1, 2, 3, 4, 5], [6, 7]), dict(prompts=[4, 1], completion_only=True, block_size=3)
+    documents, pairs = ([1, 2, 3, 4, 5], [6, 7]), {"prompts": [4, 1], "completion_only": True, "block_size": 3}
     cut = packed(*documents, truncate=True, **pairs)
     assert cut.batch(np.arange(len(cut)))["labels"].tolist() == [[IGNORED, 7, END]]
     whole = packed(*documents, **pairs)
@@ -280,16 +285,18 @@ def test_packing_predicts_every_token_and_every_end_exactly_once(documents, bloc
     expected = sorted(id_ for document in documents for id_ in (*document, END))
     assert sorted(labels[labels != IGNORED].tolist()) == expected
     assert blocks.num_labels(indices) == len(expected)
-    assert [blocks.num_labels(np.array([index])) for index in indices] == (labels != IGNORED).sum(dim=1).tolist()
+    assert [blocks.num_labels(np.array([index])) for index in indices] == (labels != IGNORED).sum(
+        dim=1
+    ).tolist()
 
 
-@given(
-    documents=documents_of_ids, block_size=st.integers(1, 12), truncate=st.booleans(), data=st.data()
-)
+@given(documents=documents_of_ids, block_size=st.integers(1, 12), truncate=st.booleans(), data=st.data())
 @examples
 def test_labels_are_counted_with_prompts_and_truncation_too(documents, block_size, truncate, data):
     prompts = [data.draw(st.integers(0, len(document))) for document in documents]
-    blocks = packed(*documents, block_size=block_size, truncate=truncate, prompts=prompts, completion_only=True)
+    blocks = packed(
+        *documents, block_size=block_size, truncate=truncate, prompts=prompts, completion_only=True
+    )
     indices = np.arange(len(blocks))
     labels = blocks.batch(indices)["labels"]
     assert blocks.num_labels(indices) == int((labels != IGNORED).sum()) if len(blocks) else True

@@ -14,7 +14,15 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 import stylegen.blocks.prepare
-from stylegen.blocks import TextCounts, TokenCache, cut_blocks, describe, describe_text, predicted_bytes, prepare_text
+from stylegen.blocks import (
+    TextCounts,
+    TokenCache,
+    cut_blocks,
+    describe,
+    describe_text,
+    predicted_bytes,
+    prepare_text,
+)
 from stylegen.config import TrainArguments, UsageError, resolve_arguments
 from stylegen.corpus import find_sources
 from stylegen.tokenizer import train_tokenizer
@@ -49,7 +57,7 @@ def arguments_for(tmp_path, train, validation=None, **options) -> TrainArguments
             if not path.exists() or path.read_text() != text:
                 path.write_text(text)
             files[side].append(str(path))
-    defaults = dict(cache_dir=str(tmp_path / "cache"), block_size=8)
+    defaults = {"cache_dir": str(tmp_path / "cache"), "block_size": 8}
     options = {**defaults, **options}
     if validation is not None:
         options["validation_file"] = files["validation"]
@@ -193,7 +201,12 @@ def test_another_tokenizer_is_another_entry(tmp_path):
         arguments = arguments_for(tmp_path, [make_text(100)], [make_text(20)], **options)
         return prepare_text(arguments, *find_sources(arguments))
 
-    runs = [run(train_tokenizer="char"), run(vocab_size=300), run(vocab_size=310), run(vocab_size=300, normalizer="nfd")]
+    runs = [
+        run(train_tokenizer="char"),
+        run(vocab_size=300),
+        run(vocab_size=310),
+        run(vocab_size=300, normalizer="nfd"),
+    ]
     assert len({cache.fingerprint for cache in runs}) == 4
     assert len(run(vocab_size=310, special_tokens=["<scene>"]).tokenizer.encode("<scene>")) == 1
 
@@ -278,7 +291,9 @@ def test_of_two_processes_one_builds_and_the_other_waits(tmp_path, text_file):
     assert first.stdout.readline() == "building\n"
     second = start_builder(tmp_path / "cache", text_file, 0.0)
     one, two = first.communicate(timeout=60)[0], second.communicate(timeout=60)[0]
-    assert one.splitlines()[-1] == two.strip()  # the second printed nothing but the fingerprint: it did not build
+    assert (
+        one.splitlines()[-1] == two.strip()
+    )  # the second printed nothing but the fingerprint: it did not build
     assert len(entries(tmp_path)) == 1
 
 
@@ -308,7 +323,9 @@ def test_a_killed_builder_is_followed_by_one_of_the_same_text(tmp_path, text_fil
 
 def test_a_folder_that_cannot_be_a_cache_is_refused(prepare, tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UsageError, match=r"^the token cache .*file cannot be used: .*; choose another --cache_dir$"):
+    with pytest.raises(
+        UsageError, match=r"^the token cache .*file cannot be used: .*; choose another --cache_dir$"
+    ):
         prepare(["ab"], ["cab"], cache_dir=str(tmp_path / "file"))
 
 
@@ -320,13 +337,15 @@ def test_a_file_that_changes_while_it_is_read_is_refused(prepare, tmp_path, monk
         (tmp_path / "train-0.txt").write_text("abab")
 
     monkeypatch.setattr(stylegen.blocks.prepare, "read_pieces", grow)
-    with pytest.raises(UsageError, match="changed while it was read; start again when nothing writes to it$"):
+    with pytest.raises(UsageError, match=r"changed while it was read; start again when nothing writes to it$"):
         prepare(["ab"], ["cab"])
     assert entries(tmp_path) == []
 
 
 EMPTY_TRAIN = "^the training text is empty; give more text, or a smaller --validation_split_percentage$"
-EMPTY_VALIDATION = r"^the validation text is empty \(the training text has [\d,]+ characters\); give more text"
+EMPTY_VALIDATION = (
+    r"^the validation text is empty \(the training text has [\d,]+ characters\); give more text"
+)
 
 
 @pytest.mark.parametrize(
@@ -384,7 +403,9 @@ def test_prompt_tokens_end_where_the_prompt_ends(tmp_path, kind, normalizer):
         assert "abc" in before
         assert "<sep>" in before
         assert "d" not in before
-        assert behind.startswith("d") or behind.startswith(" d")  # a token across the border is the completion's
+        assert behind.startswith("d") or behind.startswith(
+            " d"
+        )  # a token across the border is the completion's
 
 
 def test_the_share_of_ignored_labels_is_that_of_the_padding(tmp_path):
@@ -399,7 +420,9 @@ def test_the_share_of_ignored_labels_is_that_of_the_padding(tmp_path):
 
 def test_a_prompt_that_fills_every_block_is_refused(tmp_path):
     arguments, cache = pairs(tmp_path, 50, block_size=4, completion_only_loss=True)
-    with pytest.raises(UsageError, match="^no train pair has a completion within block_size 4; use a larger one$"):
+    with pytest.raises(
+        UsageError, match=r"^no train pair has a completion within block_size 4; use a larger one$"
+    ):
         cut_blocks(arguments, cache)
 
 
@@ -423,18 +446,24 @@ def test_a_prompt_that_fills_every_block_is_refused(tmp_path):
         (["a🎉b"], None, 5),
     ],
 )
-def test_predicted_bytes_are_those_of_the_text_behind_the_labels(prepare, tmp_path, documents, limit, expected):
+def test_predicted_bytes_are_those_of_the_text_behind_the_labels(
+    prepare, tmp_path, documents, limit, expected
+):
     cache = prepare(documents, ["ab"])
     arguments = arguments_for(tmp_path, documents, ["ab"], block_size=1, max_train_samples=limit)
     blocks, _ = cut_blocks(arguments, cache)
     assert predicted_bytes(cache.train, blocks, cache.tokenizer) == expected
 
 
-@pytest.mark.parametrize(("packing", "limit", "expected"), [("document", None, 6), ("document", 1, 5), ("pad", None, 6)])
+@pytest.mark.parametrize(
+    ("packing", "limit", "expected"), [("document", None, 6), ("document", 1, 5), ("pad", None, 6)]
+)
 def test_predicted_bytes_of_whole_documents_are_all_of_them(prepare, tmp_path, packing, limit, expected):
     documents = ["abéa", "c"]
     cache = prepare(documents, ["ab"])
-    arguments = arguments_for(tmp_path, documents, ["ab"], block_size=5, max_train_samples=limit, packing=packing)
+    arguments = arguments_for(
+        tmp_path, documents, ["ab"], block_size=5, max_train_samples=limit, packing=packing
+    )
     blocks, _ = cut_blocks(arguments, cache)
     assert predicted_bytes(cache.train, blocks, cache.tokenizer) == expected
 
@@ -463,4 +492,7 @@ def test_the_description_says_what_there_is_and_what_is_kept(prepare, tmp_path):
     assert line(packing="document", block_size=32) == (
         "train: 2 blocks of 32, 65.62 % of their labels count; kept 100.00 % of the 41 tokens"
     )
-    assert line(packing="pad") == "train: 2 blocks of 8, 100.00 % of their labels count; kept 38.10 % of the 41 tokens"
+    assert (
+        line(packing="pad")
+        == "train: 2 blocks of 8, 100.00 % of their labels count; kept 38.10 % of the 41 tokens"
+    )

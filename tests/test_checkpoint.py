@@ -48,7 +48,7 @@ STATE = {"step": 4, "tokens_seen": 1234, "loss_sum": 0.1 + 0.2, "best_loss": Non
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer("char", [make_text(50)], None, "none")
+    return train_tokenizer("char", [[make_text(50)]], 0, None, "none")
 
 
 @pytest.fixture

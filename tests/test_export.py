@@ -19,7 +19,7 @@ NAMES = "give a run directory, a checkpoint, a model folder or a hub id"
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory) -> Path:
     """A plain Transformers folder of a tiny model."""
-    tokenizer = train_tokenizer("char", [make_text(50)], None, "none")
+    tokenizer = train_tokenizer("char", [[make_text(50)]], 0, None, "none")
     config = scratch_config("gpt2", None, {"n_layer": 1, "n_head": 1, "n_embd": 8}, block_size=16)
     folder = tmp_path_factory.mktemp("model") / "tiny"
     save_model(build_model(config, tokenizer, dtype="float32", attn_implementation=None), tokenizer, folder)
@@ -131,7 +131,7 @@ def test_a_folder_without_a_model_is_refused_saying_what_was_looked_for(tmp_path
 def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path, model_folder):
     folder = tmp_path / "model"
     shutil.copytree(model_folder, folder)
-    larger = train_tokenizer("char", [make_text(50) + "漢字"], None, "none")
+    larger = train_tokenizer("char", [[make_text(50) + "漢字"]], 0, None, "none")
     larger.save_pretrained(str(folder))
     rows = len(larger) - 2
     with pytest.raises(UsageError) as error:
@@ -145,7 +145,7 @@ def test_a_tokenizer_smaller_than_the_model_is_taken(tmp_path, model_folder):
     """Many published models have embedding rows that no token uses."""
     folder = tmp_path / "model"
     shutil.copytree(model_folder, folder)
-    train_tokenizer("char", ["ab"], None, "none").save_pretrained(str(folder))
+    train_tokenizer("char", [["ab"]], 0, None, "none").save_pretrained(str(folder))
     assert load_for_writing(str(folder), "float32", torch.device("cpu"))
 
 

@@ -53,7 +53,7 @@ def model_of(architecture: str, **changes):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer("char", ["the king speaks\n"], None, "none")
+    return train_tokenizer("char", [["the king speaks\n"]], 0, None, "none")
 
 
 @pytest.fixture

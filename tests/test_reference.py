@@ -65,7 +65,9 @@ def test_training_steps_equal_a_textbook_loop(train):
 
     model = AutoModelForCausalLM.from_pretrained(start).train()
     cache = next((ours.parent / "cache" / "stylegen").iterdir())
-    ids = torch.frombuffer(bytearray((cache / "train.bin").read_bytes()), dtype=torch.int16).long()[1:-1]  # without its frame
+    ids = torch.frombuffer(bytearray((cache / "train.bin").read_bytes()), dtype=torch.int16).long()[
+        1:-1
+    ]  # without its frame
     decayed = [
         p for name, p in model.named_parameters() if p.ndim == 2 and "wte" not in name and "wpe" not in name
     ]

@@ -55,13 +55,13 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def char_tokenizer():
     """Characters, and bytes for those that the text did not have."""
-    return train_tokenizer("char", ["a"], None, "none")
+    return train_tokenizer("char", [["a"]], 0, None, "none")
 
 
 @pytest.fixture(scope="module")
 def byte_tokenizer():
     """Byte-level BPE without a single merge: every byte is a token."""
-    return train_tokenizer("bpe", ["a"], 257, "none")
+    return train_tokenizer("bpe", [["a"]], 0, 257, "none")
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)

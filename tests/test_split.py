@@ -9,7 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from stylegen.blocks.split import split_store
-from stylegen.corpus import Findings, Piece, TextStore
+from stylegen.corpus import Findings, Piece
+from stylegen.corpus.store import TextStore
 
 examples = settings(max_examples=200, deadline=None, database=None)
 

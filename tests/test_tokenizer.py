@@ -14,7 +14,6 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from tokenizers.processors import TemplateProcessing
 from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
 
-import stylegen.tokenizer
 from stylegen.config import UsageError
 from stylegen.tokenizer import (
     END_OF_TEXT,
@@ -25,6 +24,8 @@ from stylegen.tokenizer import (
     token_byte_lengths,
     train_tokenizer,
 )
+from stylegen.tokenizer.encode import SAFE_CUT, _safe_cut
+from stylegen.tokenizer.train import LONGEST_TRAINED_WORD, _training_pieces
 
 # What has broken tokenizers: white space of every kind and in runs, text without line breaks, joined emoji and
 # flags, marks that combine, contractions, and the vocabularies' own words met in a text.
@@ -48,6 +49,13 @@ def make_words(num_words: int) -> str:
 
 
 TEXT = make_text(300) + "Don't say we'll naïve 世界 🎉 12 345 ...  \n\n\tend\u00a0\u00e9"
+
+
+def trained(kind, documents, vocab_size=None, form="none", **options) -> PreTrainedTokenizerFast:
+    """Trained on documents of one chunk each."""
+    num_characters = sum(map(len, documents))
+    chunks = ([document] for document in documents)
+    return train_tokenizer(kind, chunks, num_characters, vocab_size, form, **options)
 
 
 def backend_bpe(pre_tokenizer, normalizer=None) -> Tokenizer:
@@ -77,10 +85,10 @@ def tokenizer_named(name: str):
     words = Regex(r"\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+")
     bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     if name in ("bpe", "char"):
-        return train_tokenizer(name, [TEXT], 400 if name == "bpe" else None, "none")
+        return trained(name, [TEXT], 400 if name == "bpe" else None)
     if name.startswith(("bpe ", "char ")):
         kind, form = name.split()
-        return train_tokenizer(kind, [TEXT], 400 if kind == "bpe" else None, form)
+        return trained(kind, [TEXT], 400 if kind == "bpe" else None, form)
     if name == "gpt2":
         model = backend_bpe(byte_level).model
         vocabulary, merges = model_parts(model)
@@ -92,7 +100,7 @@ def tokenizer_named(name: str):
     if name == "words of several words":
         backend = Tokenizer(models.BPE())
         backend.train_from_iterator(
-            [TEXT], trainers.BpeTrainer(special_tokens=[END_OF_TEXT], show_progress=False)
+            [TEXT], trainers.BpeTrainer(vocab_size=1000, special_tokens=[END_OF_TEXT], show_progress=False)
         )
         return wrapped(backend)
     if name == "no split":
@@ -131,14 +139,6 @@ FOREIGN = (
     "token that eats spaces",
     "token of two words",
 )
-
-
-@pytest.fixture(scope="module")
-def cut_often():
-    """`encode` cuts at every place it holds safe, instead of every 262,144 characters."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stylegen.tokenizer, "slices", functools.partial(slices, size=1))
-        yield
 
 
 def ids_of_the_whole(tokenizer, document: str) -> list[int]:
@@ -199,7 +199,7 @@ def test_a_saved_tokenizer_gives_the_same_ids_and_text(name, tmp_path):
 @given(document=nasty_text, size=st.integers(1, 8))
 @examples
 def test_slices_joined_are_the_document(document, size):
-    pieces = list(slices(document, size))
+    pieces = list(slices([document], size))
     assert "".join(pieces) == document
     assert all(len(piece) >= size for piece in pieces[:-1])
     assert all(pieces) or document == ""
@@ -218,48 +218,42 @@ def test_slices_joined_are_the_document(document, size):
     ],
 )
 def test_a_document_is_cut_only_before_a_single_space_or_line_break(document, pieces):
-    assert list(slices(document, 1)) == pieces
+    assert list(slices([document], 1)) == pieces
 
 
 def test_a_short_document_is_not_cut():
-    assert list(slices("one two " * 1000)) == ["one two " * 1000]
+    assert list(slices(["one two " * 1000])) == ["one two " * 1000]
 
 
 @pytest.mark.parametrize("name", [*OURS, *(f"{kind} {form}" for kind in ("bpe", "char") for form in FORMS)])
 @given(document=nasty_text)
 @examples
-def test_cutting_changes_no_id(name, cut_often, document):
+def test_cutting_changes_no_id(name, document):
     tokenizer = tokenizer_named(name)
-    assert encode(tokenizer, document).tolist() == ids_of_the_whole(tokenizer, document)
+    assert encode(tokenizer, document, size=1).tolist() == ids_of_the_whole(tokenizer, document)
 
 
 @pytest.mark.parametrize("name", FOREIGN)
 @example(document="say the king a <mask> of the lord King a b a\na")
 @given(document=nasty_text)
 @examples
-def test_a_tokenizer_that_looks_across_a_cut_gets_the_whole_document(name, cut_often, document):
+def test_a_tokenizer_that_looks_across_a_cut_gets_the_whole_document(name, document):
     tokenizer = tokenizer_named(name)
-    assert encode(tokenizer, document).tolist() == ids_of_the_whole(tokenizer, document)
+    assert encode(tokenizer, document, size=1).tolist() == ids_of_the_whole(tokenizer, document)
 
 
 @pytest.mark.parametrize("name", OURS)
 def test_a_document_longer_than_a_slice_has_the_ids_of_the_whole(name):
     tokenizer = tokenizer_named(name)
     document = TEXT * 30
-    assert len(list(slices(document))) == 2
+    assert len(list(slices([document]))) == 2
     assert encode(tokenizer, document).tolist() == ids_of_the_whole(tokenizer, document)
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_our_tokenizers_are_really_cut(name, cut_often, monkeypatch):
+def test_our_tokenizers_are_really_cut(name):
     """Else the tests above would compare the whole with the whole."""
-    seen = []
-    cutting = stylegen.tokenizer.slices
-    monkeypatch.setattr(
-        stylegen.tokenizer, "slices", lambda document: seen.append(document) or cutting(document)
-    )
-    encode(tokenizer_named(name), "one two")
-    assert seen == ["one two"]
+    assert _safe_cut(tokenizer_named(name).backend_tokenizer) is SAFE_CUT
 
 
 # Encoding
@@ -301,7 +295,7 @@ def test_the_lengths_of_the_tokens_sum_to_the_bytes_of_the_text(name, document):
 
 
 def test_a_token_is_as_long_as_the_bytes_it_stands_for():
-    tokenizer = train_tokenizer("char", ["aé世🎉"], None, "none")
+    tokenizer = trained("char", ["aé世🎉"])
     assert token_byte_lengths(tokenizer).tolist() == [0, 1, 2, 3, 4, *[1] * 256]
 
 
@@ -323,7 +317,7 @@ def test_a_tokenizer_that_frames_a_text_with_special_tokens_is_not_let():
 
 
 def test_a_character_is_one_id_and_an_unseen_one_its_bytes():
-    tokenizer = train_tokenizer("char", ["abca"], None, "none")
+    tokenizer = trained("char", ["abca"])
     # <|endoftext|> is 0, then the characters in their order, then the 256 bytes.
     assert encode(tokenizer, "cab").tolist() == [3, 1, 2]
     assert encode(tokenizer, "é").tolist() == [4 + 0xC3, 4 + 0xA9]
@@ -336,21 +330,21 @@ def test_a_character_is_one_id_and_an_unseen_one_its_bytes():
 @pytest.mark.parametrize("kind", ["bpe", "char"])
 def test_the_same_documents_give_the_same_tokenizer(kind):
     documents = [make_text(100, seed=seed) for seed in range(5)]
-    trained = [train_tokenizer(kind, documents, 600, "none").backend_tokenizer.to_str() for _ in range(4)]
-    assert len(set(trained)) == 1
+    made = [trained(kind, documents, 600).backend_tokenizer.to_str() for _ in range(4)]
+    assert len(set(made)) == 1
 
 
 def test_the_order_of_the_documents_does_not_matter():
     documents = [make_text(100, seed=seed) for seed in range(5)]
     for kind in ("bpe", "char"):
-        forwards = train_tokenizer(kind, documents, 600, "none").backend_tokenizer.to_str()
-        backwards = train_tokenizer(kind, documents[::-1], 600, "none").backend_tokenizer.to_str()
+        forwards = trained(kind, documents, 600).backend_tokenizer.to_str()
+        backwards = trained(kind, documents[::-1], 600).backend_tokenizer.to_str()
         assert forwards == backwards
 
 
 @pytest.mark.parametrize("vocab_size", [257, 258, 300, 512, 2000])
 def test_a_bpe_has_exactly_the_words_asked_for(vocab_size):
-    tokenizer = train_tokenizer("bpe", [make_words(2000)], vocab_size, "none")
+    tokenizer = trained("bpe", [make_words(2000)], vocab_size)
     assert len(tokenizer) == tokenizer.vocab_size == vocab_size
     assert sorted(tokenizer.get_vocab().values()) == list(range(vocab_size))
     assert tokenizer.eos_token_id == 0
@@ -358,19 +352,19 @@ def test_a_bpe_has_exactly_the_words_asked_for(vocab_size):
 
 def test_a_text_too_small_for_the_words_asked_for_gives_those_it_has():
     # 256 bytes, <|endoftext|>, and "ab" the only pair.
-    assert len(train_tokenizer("bpe", ["ab ab"], 1000, "none")) == 257 + len(["ab", " ab"])
+    assert len(trained("bpe", ["ab ab"], 1000)) == 257 + len(["ab", " ab"])
 
 
 def test_a_bpe_without_a_size_gets_the_one_that_fits():
     text = make_words(2000)
-    assert len(train_tokenizer("bpe", [text], None, "none")) == fitting_vocab_size(len(text)) == 512
+    assert len(trained("bpe", [text])) == fitting_vocab_size(len(text)) == 512
 
 
 @pytest.mark.parametrize(
     ("documents", "num_characters"), [(["abca"], 3), (["ab", "bc", ""], 3), (["é世🎉\n "], 5), ([""], 0)]
 )
 def test_a_character_tokenizer_has_its_characters_the_bytes_and_the_end(documents, num_characters):
-    tokenizer = train_tokenizer("char", documents, None, "none")
+    tokenizer = trained("char", documents)
     assert len(tokenizer) == num_characters + 256 + 1
 
 
@@ -403,8 +397,84 @@ def test_text_comes_back_in_the_normal_form_asked_for(kind, form):
 
 
 def test_characters_are_counted_in_their_normal_form():
-    assert len(train_tokenizer("char", ["e\u0301 \u00e9"], None, "nfc")) == len(["é", " "]) + 257
-    assert len(train_tokenizer("char", ["e\u0301 \u00e9"], None, "nfd")) == len(["e", "\u0301", " "]) + 257
+    assert len(trained("char", ["e\u0301 \u00e9"], None, "nfc")) == len(["é", " "]) + 257
+    assert len(trained("char", ["e\u0301 \u00e9"], None, "nfd")) == len(["e", "\u0301", " "]) + 257
+
+
+@pytest.mark.parametrize("kind", ["bpe", "char"])
+@pytest.mark.parametrize("form", ["none", "nfc", "nfkd"])
+def test_how_a_document_comes_in_chunks_does_not_matter(kind, form):
+    """A mark may come in the chunk behind its letter, and the parts of a word in two."""
+    document = make_text(50) + "e\u0301 \u00e9 ﬁne " * 20
+    whole = train_tokenizer(kind, [[document]], len(document), 400, form)
+    for size in (1, 7, 64):
+        chunks = (document[at : at + size] for at in range(0, len(document), size))
+        cut = train_tokenizer(kind, iter([chunks]), len(document), 400, form)
+        assert cut.backend_tokenizer.to_str() == whole.backend_tokenizer.to_str()
+
+
+def test_a_pair_seen_less_often_is_not_merged():
+    text = "ab " * 5 + "cd " * 4
+    assert "cd" in trained("bpe", [text], 300).get_vocab()
+    words = trained("bpe", [text], 300, min_frequency=5).get_vocab()
+    assert "ab" in words and "cd" not in words
+
+
+def test_a_character_seen_less_often_is_left_to_its_bytes():
+    tokenizer = trained("char", ["aab", "bé"], min_frequency=2)
+    assert len(tokenizer) == len(["a", "b"]) + 257
+    assert encode(tokenizer, "abé").tolist() == [1, 2, 3 + 0xC3, 3 + 0xA9]
+    assert tokenizer.decode(encode(tokenizer, "abé")) == "abé"
+
+
+def test_a_character_is_counted_over_all_documents_and_in_its_normal_form():
+    tokenizer = trained("char", ["e\u0301x", "\u00e9"], None, "nfc", min_frequency=2)
+    assert "é" in tokenizer.get_vocab() and "x" not in tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize("kind", ["bpe", "char"])
+def test_special_tokens_are_single_ids_also_after_saving(kind, tmp_path):
+    made = trained(kind, [TEXT], 400, special_tokens=["<|user|>", "<|bot|>"])
+    made.save_pretrained(tmp_path)
+    for tokenizer in (made, load_tokenizer(str(tmp_path))):
+        assert tokenizer.convert_tokens_to_ids([END_OF_TEXT, "<|user|>", "<|bot|>"]) == [0, 1, 2]
+        assert {0, 1, 2} == set(tokenizer.all_special_ids)
+        ids = encode(tokenizer, "the<|bot|>king<|user|>")
+        assert ids.tolist() == [*encode(tokenizer, "the"), 2, *encode(tokenizer, "king"), 1]
+        assert tokenizer.decode(ids, skip_special_tokens=True) == "theking"
+        assert tokenizer.eos_token == tokenizer.pad_token == END_OF_TEXT
+        assert token_byte_lengths(tokenizer)[:3].tolist() == [0, 0, 0]
+
+
+def test_special_tokens_are_counted_in_the_size():
+    assert len(trained("bpe", [make_words(2000)], 300, special_tokens=["<|user|>", "<|bot|>"])) == 300
+
+
+def test_a_special_token_of_one_character_is_one_word():
+    tokenizer = trained("char", ["abc"], special_tokens=["b", "<0x41>"])
+    assert sorted(tokenizer.get_vocab().values()) == list(range(1 + 2 + len("ac") + 255))
+    assert encode(tokenizer, "ab").tolist() == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("special_tokens", "message"),
+    [
+        (["<|a|>", ""], "^special_tokens holds an empty token; give each some characters$"),
+        (["<|a|>", "<|b|>", "<|a|>"], r"^special_tokens holds <\|a\|> more than once; give each token once$"),
+        ([END_OF_TEXT], r"^special_tokens holds <\|endoftext\|>, which is there already; leave it out$"),
+    ],
+)
+def test_special_tokens_that_cannot_be_are_refused(special_tokens, message):
+    for kind in ("bpe", "char"):
+        with pytest.raises(UsageError, match=message):
+            trained(kind, [TEXT], 400, special_tokens=special_tokens)
+
+
+def test_a_vocabulary_too_small_for_bytes_and_special_tokens_is_refused():
+    with pytest.raises(
+        UsageError, match=r"^vocab_size is 257, but the bytes and the special tokens alone are 258;"
+    ):
+        trained("bpe", [TEXT], 257, special_tokens=["<|user|>"])
 
 
 @pytest.mark.parametrize("word", ["-", " ", "\n", "\u00a0", "世", "a", "\u0301", "🎉"])
@@ -412,17 +482,17 @@ def test_no_word_that_is_trained_on_is_long(word):
     """Training takes time with the square of the longest: 200,000 spaces in a row took 45 s."""
     longest = 0
     document = f"the king {word * 5000} the queen{word * 300}"
-    pieces = list(stylegen.tokenizer._training_pieces([document]))
+    pieces = list(_training_pieces([[document]]))
     for piece in pieces:
         splits = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(piece)
         longest = max(longest, *(end - start for _, (start, end) in splits))
     assert "".join(pieces) == document
-    assert longest <= stylegen.tokenizer.LONGEST_TRAINED_WORD + 1  # a space goes with its word
+    assert longest <= LONGEST_TRAINED_WORD + 1  # a space goes with its word
 
 
 def test_a_long_word_is_encoded_and_comes_back():
     document = "x" * 100_000 + " " + "ACGT" * 25_000
-    tokenizer = train_tokenizer("bpe", [document], 300, "none")
+    tokenizer = trained("bpe", [document], 300)
     assert tokenizer.decode(encode(tokenizer, document)) == document
 
 
@@ -441,6 +511,16 @@ def test_a_padding_token_of_its_own_is_kept(tmp_path):
     backend = backend_bpe(pre_tokenizers.ByteLevel(add_prefix_space=False))
     wrapped(backend, pad_token="<pad>").save_pretrained(tmp_path)
     assert load_tokenizer(str(tmp_path)).pad_token == "<pad>"
+
+
+def test_a_tokenizer_saved_while_it_truncated_encodes_the_whole(tmp_path):
+    backend = backend_bpe(pre_tokenizers.ByteLevel(add_prefix_space=False))
+    whole = ids_of_the_whole(wrapped(backend), TEXT)
+    backend.enable_truncation(3)
+    backend.enable_padding(length=8)
+    wrapped(backend).save_pretrained(tmp_path)
+    assert len(ids_of_the_whole(wrapped(backend), TEXT)) == 8
+    assert encode(load_tokenizer(str(tmp_path)), TEXT).tolist() == whole
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):

@@ -33,7 +33,7 @@ def _inspect(argv: list[str]) -> None:
     from stylegen.model import config_for
     from stylegen.runtime import start_logging
 
-    start_logging(is_main_process=True)
+    start_logging(True)
     arguments = resolve_arguments(arguments, world_size=1)
     _, block_size = config_for(arguments)
     arguments = replace(arguments, block_size=block_size)
@@ -43,7 +43,9 @@ def _inspect(argv: list[str]) -> None:
     print(describe("train", cache.train, train))
     print(describe("validation", cache.validation, validation))
     print(f"\n{LEGEND}")
-    chosen = np.random.default_rng(arguments.seed).choice(len(train), min(NUM_SHOWN, len(train)), replace=False)
+    chosen = np.random.default_rng(arguments.seed).choice(
+        len(train), min(NUM_SHOWN, len(train)), replace=False
+    )
     for index in sorted(chosen.tolist()):
         labels = train.num_labels(np.array([index]))
         print(f"\n--- train block {index:,} of {len(train):,}: {labels:,} of {block_size:,} labels count\n")

@@ -2,7 +2,7 @@
 
     CACHE_DIR/KEY/
       meta.json                    counts, the fingerprint of text and tokenizer, what was met while reading
-      train.bin validation.bin     ids of a side, uint16 or uint32: <|endoftext|> document <|endoftext|> document ... <|endoftext|>
+      train.bin validation.bin     ids of a side, uint16 or uint32: <|endoftext|> document <|endoftext|> ...
       train.starts.npy ...         int64 (documents + 1,): where each document's <|endoftext|> stands, and the last one
       train.prompts.npy ...        int64 (documents,): tokens that are prompt, for pairs
       tokenizer/
@@ -74,7 +74,9 @@ class TokenCache:
     findings: dict[str, Any]
 
 
-def open_entry(cache_dir: Path, key: str, build: Callable[[Path], None], overwrite: bool = False) -> TokenCache:
+def open_entry(
+    cache_dir: Path, key: str, build: Callable[[Path], None], overwrite: bool = False
+) -> TokenCache:
     """The entry of `key`, made by `build(folder)` first if there is none; waits if another process is making it.
 
     Raises UsageError if `cache_dir` cannot be used.
@@ -136,7 +138,9 @@ def _open(entry: Path) -> TokenCache | None:
         tokenizer = load_tokenizer(str(entry / "tokenizer"))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return TokenCache(**sides, tokenizer=tokenizer, fingerprint=meta["fingerprint"], findings=meta["findings"])
+    return TokenCache(
+        **sides, tokenizer=tokenizer, fingerprint=meta["fingerprint"], findings=meta["findings"]
+    )
 
 
 def _open_side(entry: Path, name: str, meta: dict[str, Any]) -> TokenStream:

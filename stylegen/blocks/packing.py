@@ -1,7 +1,7 @@
 """Token stream -> blocks: plain ones with random windows beside them, packed documents, or one document a block.
 
-A block is `block_size` inputs and, for each, the next token as its label. Nothing is dropped in silence: what a block has
-no room for is the next block's, and what padding and truncation leave out is counted by `num_labels`.
+A block is `block_size` inputs and, for each, the next token as its label. Nothing is dropped in silence: what a
+block has no room for is the next block's, and what padding and truncation leave out is not in `num_labels`.
 """
 
 from abc import ABC, abstractmethod

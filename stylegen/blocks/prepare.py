@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,11 @@ from stylegen.corpus import (
     Findings,
     Source,
     TextOptions,
-    TextStore,
     dataset_splits,
     read_pieces,
     same_content,
 )
+from stylegen.corpus.store import TextStore
 from stylegen.model import IGNORED
 from stylegen.tokenizer import load_tokenizer, token_byte_lengths, train_tokenizer
 
@@ -37,7 +37,16 @@ TOKENIZER_FILES = ("*token*.json", "vocab*", "merges.txt", "*.model", "*.gguf")
 def prepare_text(arguments: TrainArguments, train: Source, validation: Source | None) -> TokenCache:
     """Find the token cache of these sources, or read, split and tokenize them. Raises UsageError for text that
     cannot be used."""
-    options = TextOptions(**{field.name: getattr(arguments, field.name) for field in fields(TextOptions)})
+    options = TextOptions(
+        text_column=arguments.text_column,
+        prompt_column=arguments.prompt_column,
+        completion_column=arguments.completion_column,
+        document_separator=arguments.document_separator,
+        keep_boilerplate=arguments.keep_boilerplate,
+        pair_separator=arguments.pair_separator,
+        max_completion_words=arguments.max_completion_words,
+        detokenize=arguments.detokenize,
+    )
     version = None
     if train.dataset and train.dataset != SHAKESPEARE:
         splits, version = dataset_splits(train.dataset, train.config_name)
@@ -61,10 +70,14 @@ def prepare_text(arguments: TrainArguments, train: Source, validation: Source | 
         _refuse_empty(*sides)
         tokenizer = get_tokenizer(sides[0])
         counts = {
-            name: write_side(folder, name, side, tokenizer, arguments.preprocessing_num_workers or os.cpu_count() or 1)
+            name: write_side(
+                folder, name, side, tokenizer, arguments.preprocessing_num_workers or os.cpu_count() or 1
+            )
             for name, side in zip(SIDES, sides, strict=True)
         }
-        fingerprint = _hash([CACHE_FORMAT, [s.digest for s in stores], split, tokenizer.backend_tokenizer.to_str()])
+        fingerprint = _hash(
+            [CACHE_FORMAT, [s.digest for s in stores], split, tokenizer.backend_tokenizer.to_str()]
+        )
         for store in stores:
             store.path.unlink()
         write_meta(folder, tokenizer, {
@@ -92,12 +105,18 @@ def cut_blocks(arguments: TrainArguments, cache: TokenCache) -> tuple[Blocks, Bl
             "completion_only": arguments.completion_only_loss,
         }
         packed = (
-            PackedBlocks(cache.train, arguments.block_size, pad_id, limit=arguments.max_train_samples, **options),
-            PackedBlocks(cache.validation, arguments.block_size, pad_id, limit=arguments.max_eval_samples, **options),
+            PackedBlocks(
+                cache.train, arguments.block_size, pad_id, limit=arguments.max_train_samples, **options
+            ),
+            PackedBlocks(
+                cache.validation, arguments.block_size, pad_id, limit=arguments.max_eval_samples, **options
+            ),
         )
         for name, blocks in zip(SIDES, packed, strict=True):
             if not len(blocks):
-                raise UsageError(f"no {name} pair has a completion within block_size {arguments.block_size}; use a larger one")
+                raise UsageError(
+                    f"no {name} pair has a completion within block_size {arguments.block_size}; use a larger one"
+                )
         return packed
     available = cache.validation.counts.tokens - 1
     if arguments.validation_split_percentage and available < arguments.block_size:
@@ -179,7 +198,9 @@ def _store(folder: Path, number: int, source: Source, options: TextOptions, find
 
 def _refuse_empty(train: Side, validation: Side) -> None:
     if not train.characters:
-        raise UsageError("the training text is empty; give more text, or a smaller --validation_split_percentage")
+        raise UsageError(
+            "the training text is empty; give more text, or a smaller --validation_split_percentage"
+        )
     if not validation.characters:
         raise UsageError(
             f"the validation text is empty (the training text has {train.characters:,} characters); give more "
@@ -190,7 +211,12 @@ def _refuse_empty(train: Side, validation: Side) -> None:
 def _tokenizer(arguments: TrainArguments) -> tuple[Any, Callable[[Side], PreTrainedTokenizerFast]]:
     """(what makes two tokenizers the same, how to get this one once the training side is known)."""
     if kind := arguments.train_tokenizer:
-        options = (arguments.vocab_size, arguments.normalizer, arguments.min_frequency, arguments.special_tokens)
+        options = (
+            arguments.vocab_size,
+            arguments.normalizer,
+            arguments.min_frequency,
+            arguments.special_tokens,
+        )
         return [kind, *options], lambda side: train_tokenizer(
             kind, side.store.documents(side.ranges), side.characters, *options
         )

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stylegen.corpus import TextStore
+from stylegen.corpus.store import TextStore
 
 WINDOW_BYTES = 1 << 20  # a line end is looked for this far on both sides of the place to cut at
 
@@ -70,7 +70,9 @@ def _cut_tail(store: TextStore, target: int) -> tuple[Side, Side]:
         (behind, prompts, int(store.characters.sum()) - in_first),
     )
     kept = [(ranges[:, 0] < ranges[:, 1], ranges, prompts, size) for ranges, prompts, size in sides]
-    train, validation = (Side(store, ranges[mask], prompts[mask], size) for mask, ranges, prompts, size in kept)
+    train, validation = (
+        Side(store, ranges[mask], prompts[mask], size) for mask, ranges, prompts, size in kept
+    )
     return train, validation
 
 
@@ -96,7 +98,9 @@ def _nearest_line_end(store: TextStore, start: int, end: int, position: int) -> 
     middle = position - low
     for mark in (b"\n", b" "):
         found = (window.rfind(mark, 0, middle), window.find(mark, middle))
-        cuts = [low + at + 1 for at in found if at >= 0 and 2 * abs(low + at + 1 - position) <= end - position]
+        cuts = [
+            low + at + 1 for at in found if at >= 0 and 2 * abs(low + at + 1 - position) <= end - position
+        ]
         cuts = [cut for cut in cuts if _has_text(store, start, cut) and _has_text(store, cut, end)]
         if cuts:
             return min(cuts, key=lambda cut: abs(cut - position))

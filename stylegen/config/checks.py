@@ -134,11 +134,17 @@ def _check_text(arguments: TrainArguments) -> None:
             "--completion_column) and --packing pad or document"
         )
     if arguments.validation_prompt_file and not has_pairs(arguments):
-        raise UsageError("validation_prompt_file is for pairs; give --validation_file, or pairs to train on too")
+        raise UsageError(
+            "validation_prompt_file is for pairs; give --validation_file, or pairs to train on too"
+        )
     if arguments.random_windows and _packing(arguments) != "stream":
-        raise UsageError("random_windows adds windows to a stream of text; leave it out, or use --packing stream")
+        raise UsageError(
+            "random_windows adds windows to a stream of text; leave it out, or use --packing stream"
+        )
     if arguments.streaming and arguments.dataset_name in (None, "shakespeare"):
-        raise UsageError("streaming is for hub datasets; give --dataset_name, or leave it out (files are always streamed)")
+        raise UsageError(
+            "streaming is for hub datasets; give --dataset_name, or leave it out (files are always streamed)"
+        )
 
 
 def _check_training(arguments: TrainArguments) -> None:

@@ -99,15 +99,21 @@ class DataArguments:
     dataset_config_name: str | None = arg(
         None, "configuration of that dataset; of `shakespeare` one play, such as hamlet", free=True
     )
-    streaming: bool = arg(False, "read a hub dataset as it arrives instead of downloading it first", free=True)
+    streaming: bool = arg(
+        False, "read a hub dataset as it arrives instead of downloading it first", free=True
+    )
     text_column: str | None = arg(
         None,
         "column of a table or dataset that holds the text (default: `text`, else the first one)",
         free=True,
     )
-    prompt_column: str | None = arg(None, "column of prompts; with completion_column a row is a pair", free=True)
+    prompt_column: str | None = arg(
+        None, "column of prompts; with completion_column a row is a pair", free=True
+    )
     completion_column: str | None = arg(None, "column of what is to follow the prompt", free=True)
-    prompt_file: str | None = arg(None, "prompts, one a line; line n belongs to line n of completion_file", free=True)
+    prompt_file: str | None = arg(
+        None, "prompts, one a line; line n belongs to line n of completion_file", free=True
+    )
     completion_file: str | None = arg(None, "completions, one a line", free=True)
     validation_prompt_file: str | None = arg(None, "prompts of the validation side, one a line", free=True)
     validation_completion_file: str | None = arg(None, "completions of the validation side", free=True)
@@ -131,9 +137,12 @@ class DataArguments:
         "stream cuts the joined documents; document fills blocks with documents that do not see each other; pad gives each a block, cut or padded (default: stream, pad for pairs)",
         choices=("stream", "document", "pad"),
     )
-    completion_only_loss: bool = arg(False, "leave prompts out of the loss; needs pairs and packing pad or document")
+    completion_only_loss: bool = arg(
+        False, "leave prompts out of the loss; needs pairs and packing pad or document"
+    )
     random_windows: int = arg(
-        0, "blocks at random offsets, new in every epoch, added to those of the training text; packing stream only"
+        0,
+        "blocks at random offsets, new in every epoch, added to those of the training text; packing stream only",
     )
     max_train_samples: int | None = arg(None, "blocks to train on at most (default: all)")
     max_eval_samples: int | None = arg(None, "blocks to evaluate on at most (default: all)")
@@ -289,8 +298,12 @@ class GenerateArguments(WritingArguments):
 class TokenizerOutputArguments:
     """Text and output"""
 
-    text_column: str | None = arg(None, "column of a table that holds the text (default: `text`, else the first one)")
-    output_dir: str | None = arg(None, "write the trained tokenizer here, for --tokenizer_name (default: only measure)")
+    text_column: str | None = arg(
+        None, "column of a table that holds the text (default: `text`, else the first one)"
+    )
+    output_dir: str | None = arg(
+        None, "write the trained tokenizer here, for --tokenizer_name (default: only measure)"
+    )
     debug: bool = arg(False, "show the traceback of an error")
 
 

@@ -1,12 +1,11 @@
 """Files, folders, tables and datasets -> documents: clean text, whole.
 
 `find_sources` says what there is before anything heavy is imported; `read_pieces` reads it, piece by piece, so that no
-text has to fit into memory; `TextStore` keeps the documents on disk while they are split and tokenized.
+text has to fit into memory; `store.TextStore` keeps the documents on disk while they are split and tokenized.
 """
 
 from stylegen.corpus.files import SHAKESPEARE, Source, find_files, find_sources, same_content
 from stylegen.corpus.read import Findings, Piece, TextOptions, dataset_splits, read_pieces, read_text
-from stylegen.corpus.store import TextStore
 
 __all__ = [
     "SHAKESPEARE",
@@ -14,7 +13,6 @@ __all__ = [
     "Piece",
     "Source",
     "TextOptions",
-    "TextStore",
     "dataset_splits",
     "find_files",
     "find_sources",

@@ -158,7 +158,9 @@ def _pair(prompts: str | None, completions: str | None) -> tuple[Path, Path] | N
         return None
     for name in (prompts, completions):
         if not Path(name).is_file():
-            raise UsageError(f"{name} does not exist, or is a folder; give a file with one prompt or completion a line")
+            raise UsageError(
+                f"{name} does not exist, or is a folder; give a file with one prompt or completion a line"
+            )
     return Path(prompts), Path(completions)
 
 

@@ -24,7 +24,7 @@ _TAG_NAME = re.compile(r"<(/?)([a-z][a-z0-9-]*)", re.IGNORECASE)
 _UNSEEN_HTML = re.compile(r"<!--.*?(?:-->|\Z)|<!\[CDATA\[.*?(?:\]\]>|\Z)|<\?.*?(?:\?>|\Z)", re.DOTALL)
 # On tags that never end html.parser takes quadratic time; to a reader of the page they are text anyway.
 _UNCLOSED_TAG = re.compile(r"<(?![^<>]*>)")
-_INDENTED_BREAK = re.compile(r"[ \t]*\n[ \t\n]*")
+_INDENTED_BREAK = re.compile(r"(?<![ \t])[ \t]*\n[ \t\n]*")
 _HIDDEN_ELEMENTS = frozenset({"script", "style"})
 _LINE_ELEMENTS = frozenset({"li", "tr", "dt", "dd", "summary", "option", "figcaption", "caption"})
 _PARAGRAPH_ELEMENTS = frozenset(
@@ -45,9 +45,8 @@ def markdown_text(source: str) -> str:
         source = source[toml.end() :]
     tokens = _reader(front_matter=True).parse(source)
     if tokens and tokens[0].type == "front_matter" and not _is_yaml(tokens[0].content):
-        tokens = _reader(front_matter=False).parse(
-            source
-        )  # a text that begins with a rule and has another one
+        # A text that begins with a rule and has another one.
+        tokens = _reader(front_matter=False).parse(source)
     page = _Page()
     for token in tokens:
         page.add(token)

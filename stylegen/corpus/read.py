@@ -1,7 +1,7 @@
 """Source -> pieces of clean text: line ends are \\n, byte order marks and boilerplate are gone, pairs are joined.
 
-A document is one file of text or Markdown, what lies between two separators in one, one row of a table, one play, or one
-pair of prompt and completion. Bytes that are not UTF-8 are refused rather than guessed.
+A document is one file of text or Markdown, what lies between two separators in one, one row of a table, one play, or
+one pair of prompt and completion. Bytes that are not UTF-8 are refused rather than guessed.
 """
 
 import codecs
@@ -77,7 +77,9 @@ def read_pieces(source: Source, options: TextOptions, findings: Findings) -> Ite
             if (suffix := text_suffix(path)) in TABLE_SUFFIXES:
                 yield from _row_pieces(table_rows(path, suffix), str(path), options)
             elif options.prompt_column:
-                raise UsageError(f"{path} is no table, so it has no column '{options.prompt_column}'; leave it out")
+                raise UsageError(
+                    f"{path} is no table, so it has no column '{options.prompt_column}'; leave it out"
+                )
             elif source.dataset:
                 yield Piece(_play_text(read_text(path)))
             elif suffix == ".md":
@@ -219,7 +221,10 @@ def _parallel_lines(prompt_file: Path, completion_file: Path) -> Iterator[tuple[
     for number, (prompt, completion) in enumerate(itertools.zip_longest(prompts, completions)):
         if prompt is None or completion is None:
             counts = [number + (line is not None) for line in (prompt, completion)]
-            counts = [count + sum(1 for _ in rest) for count, rest in zip(counts, (prompts, completions), strict=True)]
+            counts = [
+                count + sum(1 for _ in rest)
+                for count, rest in zip(counts, (prompts, completions), strict=True)
+            ]
             raise UsageError(
                 f"{prompt_file} has {counts[0]:,} lines, but {completion_file} has {counts[1]:,}; "
                 f"line n of one belongs to line n of the other, so repair the shorter one"

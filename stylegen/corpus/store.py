@@ -59,7 +59,8 @@ class TextStore:
                     prompts.append(len(text[:prompt].encode()))
                     digest.update(document.digest() + prompts[-1].to_bytes(8, "little"))
                 document, length, blank = hashlib.blake2b(digest_size=16), 0, True
-        return cls(path, *(np.array(values, dtype=np.int64) for values in (starts, characters, prompts)), digest.hexdigest())
+        tables = [np.array(values, dtype=np.int64) for values in (starts, characters, prompts)]
+        return cls(path, tables[0], tables[1], tables[2], digest.hexdigest())
 
     @property
     def ranges(self) -> np.ndarray:

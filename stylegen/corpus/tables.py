@@ -20,7 +20,9 @@ Row = dict[str, Any]
 def table_rows(path: Path, suffix: str) -> Iterator[Row]:
     """The rows of one table. Raises UsageError with the file, and the line where it can be known."""
     _refuse_huge_rows(path, suffix)
-    if suffix == ".parquet" and path.suffix.lower() == ".gz":  # its index is at its end, so it must be unpacked
+    if (
+        suffix == ".parquet" and path.suffix.lower() == ".gz"
+    ):  # its index is at its end, so it must be unpacked
         with tempfile.TemporaryDirectory() as folder:
             unpacked = Path(folder) / path.stem
             try:
@@ -83,7 +85,9 @@ def _stream(path: Path, readable: Path, suffix: str) -> Iterator[Row]:
     except Exception as error:  # pyarrow, pandas, gzip and datasets each raise their own
         line = _broken_json_line(readable) if builder == "json" else ""
         reason = first_line(error.__cause__ or error).rstrip(".")
-        raise UsageError(f"{path} cannot be read as a table: {line or reason}; repair it, or leave it out") from error
+        raise UsageError(
+            f"{path} cannot be read as a table: {line or reason}; repair it, or leave it out"
+        ) from error
 
 
 def _csv_options(path: Path, suffix: str, datasets: Any) -> dict[str, Any]:
@@ -172,6 +176,8 @@ def _largest_row_group(path: Path) -> int:
     try:
         metadata = parquet.ParquetFile(path).metadata
     except (pyarrow.ArrowException, OSError) as error:
-        raise UsageError(f"{path} cannot be read as a table: {first_line(error)}; repair it, or leave it out") from None
+        raise UsageError(
+            f"{path} cannot be read as a table: {first_line(error)}; repair it, or leave it out"
+        ) from None
     sizes = [metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups)]
     return max(sizes, default=0)

@@ -24,7 +24,8 @@ def _train(argv: list[str]) -> None:
         raise UsageError(
             "tokenizer_name is measured as it is; leave out train_tokenizer and output_dir, or it"
         )
-    from stylegen.corpus import Findings, Source, TextOptions, TextStore, find_files, read_pieces
+    from stylegen.corpus import Findings, Source, TextOptions, find_files, read_pieces
+    from stylegen.corpus.store import TextStore
     from stylegen.tokenizer import load_tokenizer, train_tokenizer
 
     files = find_files(arguments.files)

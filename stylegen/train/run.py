@@ -115,7 +115,8 @@ def train_step(run: Run, state: State, watch: Stopwatch) -> float:
     for number, share in enumerate(shares):
         waiting = time.perf_counter()
         batch = {
-            name: tensor.to(accelerator.device) for name, tensor in run.train_blocks.batch(share, epoch).items()
+            name: tensor.to(accelerator.device)
+            for name, tensor in run.train_blocks.batch(share, epoch).items()
         }
         watch.data_seconds += time.perf_counter() - waiting
         is_last = number == len(shares) - 1
