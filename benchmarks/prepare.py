@@ -87,8 +87,9 @@ def ours(text: str, tokenizer_path: str, cache: str) -> dict[str, float]:
     from stylegen.blocks import cut_blocks, prepare_text
     from stylegen.config import TrainArguments, resolve_arguments
     from stylegen.corpus import find_sources
-    from stylegen.model import IGNORED  # noqa: F401  the imports of a training, not counted
+    from stylegen.runtime import apply_speed_settings
 
+    apply_speed_settings()
     started = time.perf_counter()
     arguments = TrainArguments(
         train_file=[text], tokenizer_name=tokenizer_path, block_size=BLOCK_SIZE, cache_dir=cache,

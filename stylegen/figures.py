@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from stylegen.metrics import weighted_mean
 
@@ -41,6 +41,8 @@ def draw_lengths(lengths: np.ndarray, block_size: int, path: Path) -> Path:
     else:
         bins = np.linspace(low, high, 40) if high > low else np.array([low - 0.5, low + 0.5])
     axes.hist(np.maximum(lengths, 1), bins=bins, color=TRAINING)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.axvline(block_size, color=VALIDATION, linewidth=1.5, label=f"block size {block_size:,}")
     path.parent.mkdir(parents=True, exist_ok=True)
     return _save(figure, axes, path)
@@ -165,6 +167,7 @@ def _style(axes, title: str, x: str, y: str) -> None:
     axes.set_title(title, loc="left", fontsize=13, fontweight="bold")
     axes.set_xlabel(x)
     axes.set_ylabel(y)
+    axes.set_axisbelow(True)
     axes.grid(True, color="#e4e4e4", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=10, steps=[1, 2, 5, 10], integer="step" in x))

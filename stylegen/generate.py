@@ -54,11 +54,11 @@ def _read_prompts(arguments: GenerateArguments) -> list[str]:
 def _write(arguments: GenerateArguments, prompts: list[str]) -> Iterator[tuple[str, str]]:
     """The texts, one after the other; everything heavy is imported here."""
     from stylegen.export import load_for_writing
-    from stylegen.runtime import keep_big_buffers, pick_device, start_logging
+    from stylegen.runtime import apply_speed_settings, pick_device, start_logging
     from stylegen.sampling import SamplingSettings, warn_of_long_prompts, write_texts
 
     start_logging(is_main=True)
-    keep_big_buffers()
+    apply_speed_settings()
     model, tokenizer = load_for_writing(arguments.checkpoint, arguments.dtype, pick_device(arguments.device))
     warn_of_long_prompts(model, tokenizer, prompts)
     settings = SamplingSettings(

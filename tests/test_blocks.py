@@ -264,7 +264,10 @@ def test_prompts_are_left_out_of_the_loss():
 
 
 def test_a_prompt_longer_than_a_block_leaves_no_block_without_a_label():
-    documents, pairs = ([1, 2, 3, 4, 5], [6, 7]), {"prompts": [4, 1], "completion_only": True, "block_size": 3}
+    documents, pairs = (
+        ([1, 2, 3, 4, 5], [6, 7]),
+        {"prompts": [4, 1], "completion_only": True, "block_size": 3},
+    )
     cut = packed(*documents, truncate=True, **pairs)
     assert cut.batch(np.arange(len(cut)))["labels"].tolist() == [[IGNORED, 7, END]]
     whole = packed(*documents, **pairs)

@@ -235,7 +235,7 @@ def test_nothing_is_left_behind_when_tokenizing_fails(prepare, tmp_path, monkeyp
     def fail(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("stylegen.blocks.cache.encode_documents", fail)
+    monkeypatch.setattr("stylegen.blocks.cache.DocumentEncoder", fail)
     with pytest.raises(KeyboardInterrupt):
         prepare(["ab"], ["cab"])
     assert entries(tmp_path) == []
@@ -260,19 +260,17 @@ def test_an_entry_cut_short_is_not_trained_on(prepare, tokenizer, tmp_path, name
 
 BUILD = """
 import sys, time
-import stylegen.blocks.cache as cache
 from stylegen.blocks import prepare_text
 from stylegen.config import TrainArguments, resolve_arguments
 from stylegen.corpus import find_sources
 folder, seconds, text = sys.argv[1], float(sys.argv[2]), sys.argv[3]
-real = cache.write_side
+import stylegen.blocks.prepare as prepare
+real = prepare.write_sides
 def slow(*arguments):
     print("building", flush=True)
     time.sleep(seconds)
     return real(*arguments)
-cache.write_side = slow
-import stylegen.blocks.prepare as prepare
-prepare.write_side = slow
+prepare.write_sides = slow
 arguments = resolve_arguments(TrainArguments(
     train_file=[text], cache_dir=folder, block_size=8, train_tokenizer="char"), 1)
 print(prepare_text(arguments, *find_sources(arguments)).fingerprint, flush=True)
@@ -337,7 +335,9 @@ def test_a_file_that_changes_while_it_is_read_is_refused(prepare, tmp_path, monk
         (tmp_path / "train-0.txt").write_text("abab")
 
     monkeypatch.setattr(stylegen.blocks.prepare, "read_pieces", grow)
-    with pytest.raises(UsageError, match=r"changed while it was read; start again when nothing writes to it$"):
+    with pytest.raises(
+        UsageError, match=r"changed while it was read; start again when nothing writes to it$"
+    ):
         prepare(["ab"], ["cab"])
     assert entries(tmp_path) == []
 

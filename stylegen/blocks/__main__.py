@@ -31,8 +31,9 @@ def _inspect(argv: list[str]) -> None:
     from stylegen.blocks import cut_blocks, describe, describe_text, prepare_text
     from stylegen.figures import draw_lengths
     from stylegen.model import config_for
-    from stylegen.runtime import start_logging
+    from stylegen.runtime import apply_speed_settings, start_logging
 
+    apply_speed_settings()
     start_logging(True)
     arguments = resolve_arguments(arguments, world_size=1)
     _, block_size = config_for(arguments)

@@ -15,7 +15,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerFast
 from stylegen.blocks.split import Side
 from stylegen.config import UsageError
 from stylegen.runtime import logger
-from stylegen.tokenizer import encode_documents, load_tokenizer, num_ids, token_byte_lengths
+from stylegen.tokenizer import DocumentEncoder, load_tokenizer, num_ids, token_byte_lengths
 
 SIDES = ("train", "validation")
 
@@ -100,34 +100,48 @@ def open_entry(
         ) from error
 
 
-def write_side(
-    folder: Path, name: str, side: Side, tokenizer: PreTrainedTokenizerFast, num_workers: int
-) -> dict[str, int]:
-    """Tokenize one side into `folder`; returns its counts."""
-    dtype = np.uint16 if num_ids(tokenizer) <= 1 << 16 else np.uint32
-    starts = np.zeros(len(side.ranges) + 1, dtype=np.int64)
-    document, position = 0, 1
-    with _progress(f"tokenizing {name}", side) as bar, open(folder / f"{name}.bin", "wb") as file:
-        file.write(dtype(tokenizer.eos_token_id).tobytes())
-        documents = (_counted(chunks, bar) for chunks in side.store.documents(side.ranges))
-        for ids, ends in encode_documents(tokenizer, documents, num_workers):
-            starts[document + 1 : document + len(ends) + 1] = position + ends + np.arange(len(ends))
-            ids = np.insert(ids.astype(dtype), ends, tokenizer.eos_token_id)
-            file.write(ids.tobytes())
-            document, position = document + len(ends), position + len(ids)
-    np.save(folder / f"{name}.starts.npy", starts)
-    if side.prompts.any():
-        prompts = _prompt_tokens(folder / f"{name}.bin", dtype, starts, side, tokenizer)
-        np.save(folder / f"{name}.prompts.npy", prompts)
-    num_bytes = int((side.ranges[:, 1] - side.ranges[:, 0]).sum())
-    return asdict(TextCounts(len(side.ranges), side.characters, num_bytes, position - 2))
+def write_sides(
+    folder: Path, sides: Sequence[Side], tokenizer: PreTrainedTokenizerFast, num_workers: int, pairs: bool
+) -> dict[str, dict[str, int]]:
+    """Tokenize both sides, which consist of `pairs` or not, into `folder`; returns the counts of each by name."""
+    encode = DocumentEncoder(tokenizer)
+    counts = {}
+    for name, side in zip(SIDES, sides, strict=True):
+        counts[name] = _write_side(folder, name, side, tokenizer, encode, num_workers)
+        if pairs:
+            np.save(folder / f"{name}.prompts.npy", _prompt_tokens(folder, name, side, tokenizer))
+    return counts
 
 
 def write_meta(folder: Path, tokenizer: PreTrainedTokenizerFast, meta: dict[str, Any]) -> None:
     """Complete an entry: the tokenizer and meta.json."""
     tokenizer.save_pretrained(str(folder / "tokenizer"))
-    dtype = "uint16" if num_ids(tokenizer) <= 1 << 16 else "uint32"
+    dtype = np.dtype(_dtype(tokenizer)).name
     (folder / "meta.json").write_text(json.dumps({"dtype": dtype, **meta}, indent=1), encoding="utf-8")
+
+
+def _write_side(
+    folder: Path,
+    name: str,
+    side: Side,
+    tokenizer: PreTrainedTokenizerFast,
+    encode: DocumentEncoder,
+    num_workers: int,
+) -> dict[str, int]:
+    dtype = _dtype(tokenizer)
+    starts = np.zeros(len(side.ranges) + 1, dtype=np.int64)
+    document, position = 0, 1
+    with _progress(f"tokenizing {name}", side) as bar, open(folder / f"{name}.bin", "wb") as file:
+        file.write(dtype(tokenizer.eos_token_id).tobytes())
+        documents = (_counted(chunks, bar) for chunks in side.store.documents(side.ranges))
+        for ids, ends in encode(documents, num_workers):
+            starts[document + 1 : document + len(ends) + 1] = position + ends + np.arange(len(ends))
+            ids = np.insert(ids.astype(dtype), ends, tokenizer.eos_token_id)
+            file.write(ids.tobytes())
+            document, position = document + len(ends), position + len(ids)
+    np.save(folder / f"{name}.starts.npy", starts)
+    num_bytes = int((side.ranges[:, 1] - side.ranges[:, 0]).sum())
+    return asdict(TextCounts(len(side.ranges), side.characters, num_bytes, position - 2))
 
 
 def _open(entry: Path) -> TokenCache | None:
@@ -209,11 +223,14 @@ def _sweep(cache_dir: Path) -> None:
             lock.release()
 
 
-def _prompt_tokens(
-    path: Path, dtype: Any, starts: np.ndarray, side: Side, tokenizer: PreTrainedTokenizerFast
-) -> np.ndarray:
+def _dtype(tokenizer: PreTrainedTokenizerFast) -> Any:
+    return np.uint16 if num_ids(tokenizer) <= 1 << 16 else np.uint32
+
+
+def _prompt_tokens(folder: Path, name: str, side: Side, tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
     """Tokens of each document that end within its prompt: a token across the border belongs to the completion."""
-    framed, lengths = np.memmap(path, dtype=dtype, mode="r"), token_byte_lengths(tokenizer)
+    framed = np.memmap(folder / f"{name}.bin", dtype=_dtype(tokenizer), mode="r")
+    starts, lengths = np.load(folder / f"{name}.starts.npy"), token_byte_lengths(tokenizer)
     normalizer = tokenizer.backend_tokenizer.normalizer
     counts = np.zeros(len(side.prompts), dtype=np.int64)
     for index, num_bytes in enumerate(side.prompts.tolist()):

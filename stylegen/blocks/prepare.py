@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from stylegen.blocks.cache import SIDES, TokenCache, TokenStream, open_entry, write_meta, write_side
+from stylegen.blocks.cache import SIDES, TokenCache, TokenStream, open_entry, write_meta, write_sides
 from stylegen.blocks.packing import Blocks, PackedBlocks, StreamBlocks
 from stylegen.blocks.split import Side, split_store
 from stylegen.config import TrainArguments, UsageError
@@ -69,12 +69,8 @@ def prepare_text(arguments: TrainArguments, train: Source, validation: Source | 
         sides = sides if len(stores) == 2 else list(split_store(stores[0], percentage, arguments.seed))
         _refuse_empty(*sides)
         tokenizer = get_tokenizer(sides[0])
-        counts = {
-            name: write_side(
-                folder, name, side, tokenizer, arguments.preprocessing_num_workers or os.cpu_count() or 1
-            )
-            for name, side in zip(SIDES, sides, strict=True)
-        }
+        num_workers = arguments.preprocessing_num_workers or os.cpu_count() or 1
+        counts = write_sides(folder, sides, tokenizer, num_workers, has_pairs(arguments))
         fingerprint = _hash(
             [CACHE_FORMAT, [s.digest for s in stores], split, tokenizer.backend_tokenizer.to_str()]
         )

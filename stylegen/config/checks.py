@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stylegen.config.errors import UsageError
-from stylegen.config.fields import TRACKERS, GenerateArguments, TrainArguments
+from stylegen.config.fields import TRACKERS, GenerateArguments, TokenizerCommandArguments, TrainArguments
 
 DEFAULT_SPLIT_PERCENTAGE = 5.0
 # Names under which architectures keep the number of positions they can attend to.
@@ -40,16 +40,18 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def check_arguments(arguments: TrainArguments | GenerateArguments) -> None:
+def check_arguments(arguments: TrainArguments | GenerateArguments | TokenizerCommandArguments) -> None:
     """Raise UsageError for values out of range and for combinations that cannot work."""
     for name, (is_valid, expected) in _RANGES.items():
         value = getattr(arguments, name, None)
         if value is not None and not isinstance(value, str) and not is_valid(value):
             raise UsageError(f"{name} is {value}, but must be {expected}")
+    if isinstance(arguments, GenerateArguments):
+        _check_writing(arguments)
+        return
+    _check_tokenizer(arguments)
     if isinstance(arguments, TrainArguments):
         _check_training(arguments)
-    else:
-        _check_writing(arguments)
 
 
 def resolve_arguments(arguments: TrainArguments, world_size: int) -> TrainArguments:
@@ -147,8 +149,7 @@ def _check_text(arguments: TrainArguments) -> None:
         )
 
 
-def _check_training(arguments: TrainArguments) -> None:
-    _check_text(arguments)
+def _check_tokenizer(arguments: TrainArguments | TokenizerCommandArguments) -> None:
     if (
         arguments.vocab_size is not None
         and arguments.vocab_size < 257
@@ -157,6 +158,10 @@ def _check_training(arguments: TrainArguments) -> None:
         raise UsageError(
             f"vocab_size is {arguments.vocab_size}, but byte-level BPE needs 257 or more (256 bytes, <|endoftext|>)"
         )
+
+
+def _check_training(arguments: TrainArguments) -> None:
+    _check_text(arguments)
     if arguments.gguf_file and not arguments.model_name_or_path:
         raise UsageError(
             "gguf_file names a file in a folder or hub repository; give that with --model_name_or_path"

@@ -5,7 +5,13 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from stylegen.config import TokenizerCommandArguments, UsageError, parse_arguments, run_command
+from stylegen.config import (
+    TokenizerCommandArguments,
+    UsageError,
+    check_arguments,
+    parse_arguments,
+    run_command,
+)
 
 USAGE = """python -m stylegen.tokenizer FILES... [--flag value ...]
 
@@ -20,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(argv: list[str]) -> None:
     arguments = parse_arguments(TokenizerCommandArguments, argv, positional="files", usage=USAGE)
+    check_arguments(arguments)
     if arguments.tokenizer_name and (arguments.train_tokenizer or arguments.output_dir):
         raise UsageError(
             "tokenizer_name is measured as it is; leave out train_tokenizer and output_dir, or it"

@@ -74,23 +74,38 @@ def encode(tokenizer: PreTrainedTokenizerFast, document: str, size: int = SLICE_
     return np.concatenate(_library_ids(backend, list(_pieces([document], size, _safe_cut(backend)))))
 
 
+class DocumentEncoder:
+    """Ids of whole documents, without the special tokens that a tokenizer may add around a text.
+
+    What can be proved of the tokenizer is proved once, when this is made.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, size: int = SLICE_CHARACTERS):
+        self.backend, self.size = tokenizer.backend_tokenizer, size
+        self.fast = fast_ids(self.backend)
+        self.cut = _safe_cut(self.backend)
+
+    def __call__(self, documents: Iterable[Iterable[str]], num_workers: int) -> Iterator[Ids]:
+        """Yield part after part (ids, ends), documents following each other.
+
+        documents    each in chunks of text, cut anywhere between two characters
+        num_workers  threads; each holds some pieces of `size` characters, and that is all that lies in memory
+        ids          uint32, the tokens that come next
+        ends         int64, positions among them at which a document ends: its last token is ids[end - 1]; an empty
+                     document repeats an end, or gives 0 at the start of a part
+        """
+        units = _units(documents, self.size, self.cut)
+        return _in_order(lambda unit: _encode_unit(self.backend, self.fast, *unit), units, num_workers)
+
+
 def encode_documents(
     tokenizer: PreTrainedTokenizerFast,
     documents: Iterable[Iterable[str]],
     num_workers: int,
     size: int = SLICE_CHARACTERS,
 ) -> Iterator[Ids]:
-    """Ids of whole documents, part after part, without the special tokens that a tokenizer may add around a text.
-
-    documents    each in chunks of text, cut anywhere between two characters
-    num_workers  threads; each holds some pieces of `size` characters, and that is all that lies in memory
-    Yields (ids, ends): ids (uint32) of the tokens that come next, and the positions (int64) among them at which a
-    document ends: its last token is ids[end - 1]. An empty document repeats an end, or gives 0 at the start of a part.
-    """
-    backend = tokenizer.backend_tokenizer
-    fast = fast_ids(backend)
-    units = _units(documents, size, _safe_cut(backend))
-    return _in_order(lambda unit: _encode_unit(backend, fast, *unit), units, num_workers)
+    """What a `DocumentEncoder` made for this one use yields."""
+    return DocumentEncoder(tokenizer, size)(documents, num_workers)
 
 
 def _pieces(document: Iterable[str], size: int, cut: re.Pattern[str] | None) -> Iterable[str]:

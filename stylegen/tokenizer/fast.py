@@ -2,11 +2,11 @@
 
 Two kinds of tokenizer can be served: a byte-level BPE with GPT-2's split, by tiktoken, and characters, by a table. What
 is proved of the first: that both take the same merges (`_byte_ranks`), and that both split a text at the same places
-(`_classes_agree`). Whatever fails a proof is left to its own library.
+(`_splits_alike`). Whatever fails a proof is left to its own library.
 """
 
-import functools
 import json
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -98,10 +98,16 @@ def _word_ids(backend: Tokenizer) -> Callable[[str], np.ndarray | None] | None:
     if served is None:
         return None
     encoding, table = served
+    # Threads that share one wait for each other at every word: each has its own.
+    own = threading.local()
 
     def ids(text: str) -> np.ndarray | None:
+        if not _splits_alike(text):
+            return None
+        if not hasattr(own, "encoding"):
+            own.encoding = _encoding(GPT2_SPLIT, encoding._mergeable_ranks)
         try:
-            return table[encoding.encode_to_numpy(text, disallowed_special=())]
+            return table[own.encoding.encode_to_numpy(text, disallowed_special=())]
         except ValueError:  # a run of a million white characters is more than the stack of its regex holds
             return None
 
@@ -113,7 +119,7 @@ def _tiktoken_encoding(backend: Tokenizer) -> tuple[tiktoken.Encoding, np.ndarra
     if not splits_as_gpt2(backend):
         return None
     ranked = _ranked_words(backend)
-    if ranked is None or not _classes_agree():
+    if ranked is None:
         return None
     to_bytes = {ord(character): byte for character, byte in _byte_alphabet().items()}
     ranks = {word.translate(to_bytes).encode("latin-1"): rank for rank, word in enumerate(ranked)}
@@ -144,9 +150,9 @@ def _ranked_words(backend: Tokenizer) -> dict[str, int] | None:
     words = [*alphabet, *("".join(merge) for merge in model["merges"])]
     if len(set(words)) < len(words) or not set().union(*words) <= alphabet.keys():
         return None
-    vocabulary, tokenize = model["vocab"], backend.model.tokenize
-    ranked = {word: vocabulary.get(word) for word in words}
-    if any([token.id for token in tokenize(word)] != [id_] for word, id_ in ranked.items()):
+    ranked = {word: model["vocab"].get(word) for word in words}
+    alone = Tokenizer(backend.model).encode_batch_fast(words, add_special_tokens=False)
+    if any(encoding.ids != [id_] for encoding, id_ in zip(alone, ranked.values(), strict=True)):
         return None
     return ranked
 
@@ -158,18 +164,24 @@ def _byte_alphabet() -> dict[str, int]:
     return dict(zip(characters, [*visible, *sorted({*range(256)}.difference(visible))], strict=True))
 
 
-@functools.cache
-def _classes_agree() -> bool:
-    r"""Whether \p{L}, \p{N} and \s are the same characters for both libraries, which have a Unicode table each.
+# The characters that both libraries, which have a Unicode table each, were found to put into the same classes.
+_SAME_CLASSES = np.zeros(NUM_CODE_POINTS, dtype=bool)
+
+
+def _splits_alike(text: str) -> bool:
+    r"""Whether \p{L}, \p{N} and \s are the same characters of the text for both libraries; each is asked about once.
 
     The split sees a text through nothing else but ASCII letters, so if they are, it is the same for both.
     """
-    numbers = np.arange(NUM_CODE_POINTS, dtype="<u4")
-    everything = numbers[(numbers < 0xD800) | (numbers > 0xDFFF)].tobytes().decode("utf-32-le")
-    classes = (r"\p{L}", r"\p{N}", r"\s")
-    # Nine characters in ten are in no class; what is in none need not be looked at three times.
-    members = _members("".join(classes), everything)
-    return members is not None and all(_members(one, members) is not None for one in classes)
+    numbers = code_points(text)
+    if _SAME_CLASSES[numbers].all():
+        return True
+    new = np.unique(numbers[~_SAME_CLASSES[numbers]])
+    characters = new.tobytes().decode("utf-32-le")
+    if any(_members(one, characters) is None for one in (r"\p{L}", r"\p{N}", r"\s")):
+        return False
+    _SAME_CLASSES[new] = True
+    return True
 
 
 def _members(class_: str, text: str) -> str | None:
