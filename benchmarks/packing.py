@@ -1,7 +1,7 @@
 """Documents that share a block against the same documents alone: the largest difference of a logit, per architecture.
 
-Random models of two layers in fp32, blocks of 128 packed by `PackedBlocks` from documents of 1 to 300 tokens, against one
-forward pass for each piece of a document. Also prints how full best fit makes the blocks, beside one document a block.
+Random models of two layers in fp32, blocks of 128 packed by `PackedBlocks` from documents of 1 to 300 tokens, against
+a forward pass for each piece of a document. Also prints how full best fit makes the blocks, beside one document each.
 """
 
 import numpy as np

@@ -1,8 +1,10 @@
 """Files, folders, globs, tables and the plays -> documents: what is read, in which order, and what is refused."""
 
+import gzip
 import importlib.util
 import json
 import os
+import random
 import re
 
 import datasets  # here, so that no test pays for the import
@@ -11,7 +13,17 @@ import pyarrow.parquet
 import pytest
 
 from stylegen.config import UsageError
-from stylegen.corpus import Findings, Piece, Source, TextOptions, find_files, read_pieces, read_text
+from stylegen.corpus import (
+    Findings,
+    Piece,
+    Source,
+    TextOptions,
+    dataset_splits,
+    find_files,
+    read_pieces,
+    read_text,
+    same_content,
+)
 
 BOM = b"\xef\xbb\xbf"
 
@@ -397,3 +409,280 @@ def test_without_the_wheel_the_message_has_the_command_that_installs_it(monkeypa
 def test_other_datasets_need_no_wheel(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert Source(dataset="some/dataset").paths() == ()
+
+
+# Streaming: a text in pieces is the text
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 7])
+def test_small_pieces_change_no_text(tmp_path, monkeypatch, size):
+    """Characters, line ends, the byte order mark and separators may fall across the border of two pieces."""
+    text = "\ufeffäö\r\n世界\r\r\n🎉<|endoftext|>zwei\n<|endoftext|>"
+    path = tmp_path / "a.txt"
+    path.write_bytes(text.encode())
+    whole = read_documents([path])
+    monkeypatch.setattr("stylegen.corpus.read.PIECE_BYTES", size)
+    assert read_documents([path]) == whole == ["äö\n世界\n\n🎉", "zwei\n", ""]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 100])
+def test_the_offset_of_a_wrong_byte_is_that_in_the_file(tmp_path, monkeypatch, size):
+    monkeypatch.setattr("stylegen.corpus.read.PIECE_BYTES", size)
+    path = tmp_path / "a.txt"
+    path.write_bytes("äö世".encode() + b"ab\xe9 x")
+    with pytest.raises(UsageError, match="is not UTF-8: byte 0xe9 at offset 9; convert it"):
+        read_text(path)
+    path.write_bytes("äö世".encode()[:-1])  # cut within a character
+    with pytest.raises(UsageError, match="is not UTF-8: byte 0xe4 at offset 4; convert it"):
+        read_text(path)
+    path.write_bytes(b"abcde\0f")
+    with pytest.raises(UsageError, match="has a NUL byte at offset 5, so it is not a text file"):
+        read_text(path)
+
+
+def test_utf16_is_named(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes("hello".encode("utf-16"))
+    with pytest.raises(
+        UsageError, match=r"a\.txt is UTF-16, not UTF-8; convert it, .*iconv -f UTF-16 -t UTF-8 a\.txt"
+    ):
+        read_text(path)
+
+
+# Compressed files
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".md", ".csv", ".tsv", ".json", ".jsonl", ".parquet"])
+def test_a_compressed_file_is_read_as_the_file(tmp_path, suffix):
+    if suffix in (".txt", ".md"):
+        path = write(tmp_path / f"a{suffix}", "# One\n\ntwo *three*\n")
+    else:
+        path = table(tmp_path, suffix)
+    packed = tmp_path / f"b{suffix.upper()}.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    assert read_documents([packed]) == read_documents([path])
+    assert set(find_files([str(tmp_path)])) == {path, packed}
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".md", ".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "no gzip"])
+def test_a_corrupt_compressed_file_is_refused_by_name(tmp_path, suffix, damage):
+    noise = random.Random(0).randbytes(3000).hex().encode()
+    raw = bytearray(gzip.compress(b'{"text": "' + noise + b'"}\n'))
+    if damage == "flipped":
+        raw[len(raw) // 2] ^= 255
+    path = tmp_path / f"a{suffix}.gz"
+    path.write_bytes(
+        {"cut": bytes(raw[:500]), "flipped": bytes(raw), "no gzip": b"text\nplain text\n"}[damage]
+    )
+    with pytest.raises(
+        UsageError, match=rf"^{re.escape(str(path))} (is not a whole gzip file|cannot be read as a table)"
+    ):
+        read_documents([path])
+
+
+# Markdown, boilerplate, separators
+
+
+def test_a_markdown_file_is_one_document_of_plain_text(tmp_path):
+    source = "---\ntitle: x\n---\n\n# A *week*\n\nSee [this](http://x.y).\n\n```\ncode *here*\n```\n<|endoftext|>\n"
+    path = write(tmp_path / "a.md", source)
+    assert read_documents([path]) == ["A week\n\nSee this.\n\ncode *here*\n\n<|endoftext|>\n"]
+
+
+GUTENBERG = (
+    "The Project Gutenberg eBook of X\n\n*** START OF THE PROJECT GUTENBERG EBOOK A BOOK ***\n\n\nIt was night.\n\n"
+    "*** END OF THE PROJECT GUTENBERG EBOOK A BOOK ***\nThe licence.\n"
+)
+
+
+def test_boilerplate_is_cut_and_counted_unless_it_is_to_be_kept(tmp_path):
+    path = write(tmp_path / "a.txt", GUTENBERG)
+    findings = Findings()
+    assert joined(list(read_pieces(Source(files=(path,)), TextOptions(), findings))) == ["It was night.\n"]
+    assert (findings.boilerplate_files, findings.boilerplate_characters) == (1, len(GUTENBERG) - 14)
+    assert read_documents([path], keep_boilerplate=True) == [GUTENBERG]
+
+
+@pytest.mark.parametrize(
+    ("separator", "expected"),
+    [
+        ("<|endoftext|>", ["one\n", "\ntwo %", " three"]),
+        ("%", ["one\n<|endoftext|>\ntwo ", "<|endoftext|> three"]),
+        (None, ["one\n<|endoftext|>\ntwo %<|endoftext|> three"]),
+    ],
+)
+def test_a_file_and_a_row_are_split_at_separators(tmp_path, separator, expected):
+    text = "one\n<|endoftext|>\ntwo %<|endoftext|> three"
+    path = write(tmp_path / "a.txt", text)
+    rows = write(tmp_path / "b.jsonl", json.dumps({"text": text}))
+    assert read_documents([path], document_separator=separator) == expected
+    assert read_documents([rows], document_separator=separator) == expected
+
+
+# Pairs
+
+
+def read_pairs(source, **options):
+    return [
+        (text[:prompt], text[prompt:])
+        for text, _, prompt in read_pieces(source, TextOptions(**options), Findings())
+    ]
+
+
+def pair_files(tmp_path, prompts, completions):
+    return Source(pair_files=(write(tmp_path / "p.txt", prompts), write(tmp_path / "c.txt", completions)))
+
+
+def test_lines_of_two_files_are_pairs(tmp_path):
+    source = pair_files(tmp_path, "one\ntwo\r\nthree", "  first\x85line \n\nthird story\n")
+    assert read_pairs(source) == [("one <sep> ", "first\x85line"), ("", ""), ("three <sep> ", "third story")]
+    assert read_pairs(source, pair_separator="|")[0] == ("one|", "first\x85line")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"), [(None, " a  b\tc d"), (1, " a"), (3, " a  b\tc"), (9, " a  b\tc d")]
+)
+def test_completions_are_cut_to_words(tmp_path, words, expected):
+    ((_, completion),) = read_pairs(pair_files(tmp_path, "p", " a  b\tc d "), max_completion_words=words)
+    assert completion == expected.strip()
+
+
+def test_spaced_punctuation_is_repaired_on_both_sides(tmp_path):
+    source = pair_files(tmp_path, "[ WP ] A cat , a hat .", "`` Do n't , '' she said . <newline> He did .")
+    assert read_pairs(source, detokenize=True) == [
+        ("[WP] A cat, a hat. <sep> ", '"Don\'t," she said.\nHe did.'),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "completions", "counts"),
+    [("a\nb\nc\n", "x\n", (3, 1)), ("a", "x\ny\nz\nw", (1, 4)), ("", "x", (0, 1))],
+)
+def test_files_of_unequal_length_are_refused_with_both_counts(tmp_path, prompts, completions, counts):
+    source = pair_files(tmp_path, prompts, completions)
+    with pytest.raises(
+        UsageError, match=rf"p\.txt has {counts[0]} lines, but .*c\.txt has {counts[1]}; line n of one"
+    ):
+        read_pairs(source)
+
+
+@every_table
+def test_two_columns_are_pairs(tmp_path, suffix):
+    source = Source(files=(table(tmp_path, suffix),))
+    pairs = read_pairs(source, prompt_column="body", completion_column="text")
+    assert len(pairs) == 2
+    assert all(prompt.endswith(" <sep> ") and completion for prompt, completion in pairs)
+    with pytest.raises(
+        UsageError, match=r"has no column 'answer'; its columns are .*: use --prompt_column and --compl"
+    ):
+        read_pairs(source, prompt_column="body", completion_column="answer")
+
+
+def test_a_text_file_has_no_columns(tmp_path):
+    with pytest.raises(UsageError, match=r"a\.txt is no table, so it has no column 'q'; leave it out$"):
+        read_documents([write(tmp_path / "a.txt", "x")], prompt_column="q", completion_column="a")
+
+
+# Tables that cannot be read
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("a.jsonl", '{"text": "a"}\n\n{"text": "b"\n{"text": "c"}\n', 3),
+        ("a.json", '[\n{"text": "a"},\n{"text": }\n]\n', 3),
+    ],
+)
+def test_json_that_does_not_parse_is_refused_with_its_line(tmp_path, name, content, line):
+    with pytest.raises(
+        UsageError, match=rf"{name} cannot be read as a table: line {line}: .*; repair it, or leave it out$"
+    ):
+        documents(write(tmp_path / name, content))
+
+
+def test_mixed_types_in_a_column_are_refused_with_the_row(tmp_path):
+    path = write(tmp_path / "a.jsonl", '{"text": "a"}\n{"text": ["b"]}\n')
+    with pytest.raises(
+        UsageError, match=r"a\.jsonl row 2 column 'text' holds \['b'\], not text|cannot be read as a table"
+    ):
+        documents(path)
+
+
+def test_a_cell_of_a_csv_is_text_whatever_it_looks_like(tmp_path):
+    path = write(tmp_path / "a.csv", "text,n\n1984,1\n1.50,2\ntrue,3\n")
+    assert documents(path) == ["1984", "1.50", "true"]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".jsonl.gz", ".parquet"])
+def test_a_row_larger_than_memory_is_refused(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr("stylegen.corpus.tables.row_limit", lambda: 5000)
+    path = tmp_path / f"a{suffix}"
+    text = os.urandom(6000).hex()
+    content = f'{{"text": "a"}}\n{{"text": "{text}"}}\n' if "json" in suffix else f"text\na\n{text}\n"
+    path.write_bytes(gzip.compress(content.encode()) if suffix.endswith(".gz") else content.encode())
+    where = "line 3" if suffix == ".csv" else "line 2"
+    if suffix == ".parquet":
+        where = "a row group"
+        pyarrow.parquet.write_table(pyarrow.table({"text": ["a", text]}), path)
+    with pytest.raises(UsageError, match=rf"a{suffix}: {where} is 0\.0 GiB, more than a table's row may take on this "
+                                         r"machine .*; put such a text into a \.txt file of its own$"):  # fmt: skip
+        documents(path)
+
+
+def test_a_long_table_of_short_rows_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("stylegen.corpus.tables.row_limit", lambda: 5000)
+    path = write(tmp_path / "a.jsonl", '{"text": "ab"}\n' * 1000)
+    assert documents(path) == ["ab"] * 1000
+
+
+def test_an_empty_table_has_no_document(tmp_path):
+    assert documents(write(tmp_path / "a.csv", "")) == [""]
+    assert documents(write(tmp_path / "b.jsonl", "")) == [""]
+    assert documents(write(tmp_path / "c.csv", "text\n")) == [""]
+
+
+# Datasets
+
+
+@pytest.fixture
+def dataset_folder(tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    write(folder / "train.jsonl", "".join(f'{{"text": "a {number}"}}\n' for number in range(30)))
+    write(folder / "validation.jsonl", '{"text": "v"}\n')
+    return folder
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_dataset_is_read_or_streamed(dataset_folder, streaming):
+    assert read_dataset(str(dataset_folder), None, None, streaming=streaming)[-1] == "a 29"
+    assert read_dataset(str(dataset_folder), None, None, streaming=streaming, split="validation") == ["v"]
+
+
+def test_a_dataset_knows_its_splits(dataset_folder):
+    splits, version = dataset_splits(str(dataset_folder), None)
+    assert sorted(splits) == ["train", "validation"]
+    assert dataset_splits(str(dataset_folder), None) == (splits, version)
+
+
+@needs_plays
+def test_one_play_can_be_asked_for():
+    (hamlet,) = read_dataset("shakespeare", "hamlet", None)
+    assert hamlet.startswith("Hamlet\n")
+    with pytest.raises(
+        UsageError,
+        match=r"^dataset_config_name hamlett is none of Shakespeare's plays, which are .*, hamlet,",
+    ):
+        read_dataset("shakespeare", "hamlett", None)
+
+
+# Files with the same content
+
+
+def test_files_with_the_same_content_are_found(tmp_path):
+    files = [
+        write(tmp_path / name, text)
+        for name, text in (("a", "x"), ("b", "y"), ("c", "x"), ("d", "xx"), ("e", "x"))
+    ]
+    assert same_content(files) == [(files[2], files[0]), (files[4], files[0])]

@@ -1,9 +1,9 @@
 """The jobs of docs/data.md: each preset with its own command on a small text, and the pages' other commands."""
 
-import os
+import contextlib
+import importlib
+import io
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,20 +15,25 @@ TINY = ("--config_overrides", "n_layer=1,n_head=2,n_embd=32", "--vocab_size", "3
 SHORT = ("--max_train_steps", "2", "--cache_dir", "cache")
 
 
-def run(place: Path, command: str, *more: str) -> str:
-    words = [sys.executable if word == "python" else word for word in command.split()]
-    words = [
-        str(ROOT / word) if word == "run_clm.py" or word.startswith("configs/") else word for word in words
-    ]
-    result = subprocess.run(
-        [*words, *more],
-        cwd=place,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout + result.stderr
+MAINS = {
+    "run_clm.py": "stylegen.train",
+    "stylegen.blocks": "stylegen.blocks.__main__",
+    "stylegen.tokenizer": "stylegen.tokenizer.__main__",
+    "stylegen.report": "stylegen.report",
+}
+
+
+def run(place: Path, command: str, *more: str, code: int = 0) -> str:
+    """Run `python run_clm.py ...` or `python -m stylegen.X ...` in `place`, in this process; what it printed."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    words = [word for word in command.split()[1:] if word != "-m"]
+    arguments = [str(ROOT / word) if word.startswith("configs/") else word for word in words[1:]]
+    printed = io.StringIO()
+    with contextlib.chdir(place), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        assert importlib.import_module(MAINS[words[0]]).main([*arguments, *more]) == code, printed.getvalue()
+    return printed.getvalue()
 
 
 def shown(beginning: str) -> str:
@@ -67,8 +72,8 @@ def test_a_blog(place):
         *SHORT,
     )
     assert re.search(r"train +\d\d ", out)
-    assert "title" not in run(place, "python -m stylegen.blocks configs/blog.yaml --model_name_or_path small --block_size 64",
-                              "--cache_dir", "cache", "--train_file", "posts/")  # fmt: skip
+    look = "python -m stylegen.blocks configs/blog.yaml --model_name_or_path small --block_size 64"
+    assert "title" not in run(place, look, "--cache_dir", "cache", "--train_file", "posts/")
     assert evaluations(place / "out/blog")
 
 
@@ -93,7 +98,8 @@ def test_prompts_and_stories(place):
 
 
 def test_one_play_with_windows(place):
-    out = run(place, shown("python run_clm.py configs/one_play.yaml"), "--train_file", "mine.txt", "--cache_dir", "cache",
+    command = shown("python run_clm.py configs/one_play.yaml")
+    out = run(place, command, "--train_file", "mine.txt", "--cache_dir", "cache",
               "--max_train_steps", "1", "--eval_on_start", "false")  # fmt: skip
     assert "3,000 of them random windows" in out
     assert yaml.safe_load((place / "out/one_play/config.yaml").read_text())["block_size"] == 140
@@ -136,7 +142,7 @@ def test_a_look_marks_borders_prompts_and_padding(place):
 
 def test_a_tokenizer_alone(place):
     out = run(place, shown("python -m stylegen.tokenizer"))
-    assert "vocabulary       1,000\n" in out or "vocabulary       " in out
+    assert "vocabulary       " in out
     assert re.search(r"bytes per token  \d\.\d{3}\nunknown tokens   0\.0000%\n", out)
     again = run(place, "python -m stylegen.tokenizer mine.txt --tokenizer_name tokenizer")
     assert re.search(r"tokens +[\d,]+", again)[0] == re.search(r"tokens +[\d,]+", out)[0]
@@ -155,10 +161,6 @@ def test_a_tokenizer_alone(place):
     ],
 )
 def test_a_tokenizer_that_cannot_be_is_refused(place, arguments, message):
-    result = subprocess.run(
-        [sys.executable, "-m", "stylegen.tokenizer", *arguments], cwd=place, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert result.returncode == 2
-    assert result.stderr.startswith("error: ")
-    assert message in result.stderr
+    printed = run(place, "python -m stylegen.tokenizer", *arguments, code=2)
+    assert printed.startswith("error: ")
+    assert message in printed

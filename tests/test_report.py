@@ -128,7 +128,9 @@ def test_the_command_writes_the_pages_of_several_runs_and_says_where(run_dir, tm
         [sys.executable, "-m", "stylegen.report", "run", "another"],
         cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True,
     )  # fmt: skip
-    assert (done.returncode, done.stdout) == (0, "run/report.html\nanother/report.html\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "run/report.html\nanother/report.html\ncomparison.png\n"), (
+        done.stderr
+    )
     assert all((tmp_path / folder / page).is_file() for folder in ("run", "another") for page in PAGES)
 
 

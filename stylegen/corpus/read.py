@@ -10,7 +10,6 @@ import gzip
 import io
 import itertools
 import re
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,14 @@ from typing import Any, NamedTuple
 
 from stylegen.config import UsageError
 from stylegen.corpus.clean import cut_boilerplate, detokenize, split_at
-from stylegen.corpus.files import SHAKESPEARE, TABLE_SUFFIXES, Source, text_suffix
+from stylegen.corpus.files import (
+    GZIP_ERRORS,
+    SHAKESPEARE,
+    TABLE_SUFFIXES,
+    Source,
+    damaged_gzip,
+    text_suffix,
+)
 from stylegen.corpus.tables import dataset_rows, dataset_splits, table_rows
 
 PIECE_BYTES = 1 << 20
@@ -125,7 +131,7 @@ def _play_text(markdown: str) -> str:
 
 def _decoded(path: Path) -> Iterator[str]:
     """The text of a file, in pieces of about PIECE_BYTES."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
     newlines = io.IncrementalNewlineDecoder(decoder, translate=True)
     offset = 0
     try:
@@ -134,7 +140,7 @@ def _decoded(path: Path) -> Iterator[str]:
                 raw = file.read(PIECE_BYTES)
                 _refuse_binary(path, raw, offset)
                 text = newlines.decode(raw, final=not raw)
-                yield text.removeprefix("\ufeff") if offset == 0 else text
+                yield text
                 if not raw:
                     return
                 offset += len(raw)
@@ -144,8 +150,8 @@ def _decoded(path: Path) -> Iterator[str]:
             f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {at}; "
             f"convert it, for example: iconv -f LATIN1 -t UTF-8 {path.name} > fixed.txt"
         ) from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UsageError(f"{path} is not a whole gzip file ({error}); fetch or compress it again") from None
+    except GZIP_ERRORS as error:
+        raise damaged_gzip(path, error) from None
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from stylegen.config import UsageError, first_line
-from stylegen.corpus.files import TABLE_SUFFIXES
+from stylegen.corpus.files import GZIP_ERRORS, TABLE_SUFFIXES, damaged_gzip
 
 Row = dict[str, Any]
+LARGEST_GZIP_RATIO = 1032  # deflate cannot do better
 
 
 def table_rows(path: Path, suffix: str) -> Iterator[Row]:
@@ -28,8 +29,8 @@ def table_rows(path: Path, suffix: str) -> Iterator[Row]:
             try:
                 with gzip.open(path) as source, open(unpacked, "wb") as target:
                     shutil.copyfileobj(source, target)
-            except (OSError, EOFError) as error:
-                raise UsageError(f"{path} is not a whole gzip file ({error}); fetch it again") from None
+            except GZIP_ERRORS as error:
+                raise damaged_gzip(path, error) from None
             yield from _stream(path, unpacked, suffix)
     else:
         yield from _stream(path, path, suffix)
@@ -113,7 +114,7 @@ def _broken_json_line(path: Path) -> str:
                     _parse(line.rstrip(), number)
     except json.JSONDecodeError as error:
         return f"line {error.lineno}: {error.msg} at character {error.colno}"
-    except (OSError, EOFError, UnicodeDecodeError):
+    except (OSError, *GZIP_ERRORS, UnicodeDecodeError):
         return ""
     return ""
 
@@ -136,12 +137,15 @@ def _refuse_huge_rows(path: Path, suffix: str) -> None:
 
     A row may take a quarter of the machine's memory: it exists up to four times while it is converted.
     """
-    limit = row_limit()
-    if suffix == ".parquet" or path.stat().st_size <= limit:
-        size = 0 if path.suffix.lower() == ".gz" or suffix != ".parquet" else _largest_row_group(path)
-        where = "a row group"
-    else:
-        size, line = _longest_line(path)
+    limit, size, where = row_limit(), 0, "a row group"
+    compressed = path.suffix.lower() == ".gz"
+    if suffix == ".parquet":
+        size = 0 if compressed else _largest_row_group(path)
+    elif path.stat().st_size * (LARGEST_GZIP_RATIO if compressed else 1) > limit:
+        try:
+            size, line = _longest_line(path)
+        except GZIP_ERRORS as error:
+            raise damaged_gzip(path, error) from None
         where = f"line {line:,}"
     if size > limit:
         raise UsageError(
