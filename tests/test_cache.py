@@ -375,6 +375,49 @@ def test_a_text_of_one_token_is_refused_each_time(prepare, train, validation, si
             prepare(train, validation)
 
 
+# Datasets
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """A dataset folder with a validation split of its own."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    rows = [json.dumps({"text": f"ab {number}"}) + "\n" for number in range(40)]
+    (folder / "train.jsonl").write_text("".join(rows))
+    (folder / "validation.jsonl").write_text("".join(rows[:3]))
+    return str(folder)
+
+
+def prepare_dataset(tmp_path, name, **options):
+    options = {"dataset_name": name, "train_tokenizer": "char", "block_size": 8, **options}
+    arguments = resolve_arguments(TrainArguments(cache_dir=str(tmp_path / "cache"), **options), world_size=1)
+    return prepare_text(arguments, *find_sources(arguments))
+
+
+def test_the_validation_split_of_a_dataset_is_used(tmp_path, dataset):
+    cache = prepare_dataset(tmp_path, dataset)
+    assert (cache.train.counts.documents, cache.validation.counts.documents) == (40, 3)
+
+
+def test_a_percentage_asked_for_goes_before_the_validation_split_of_a_dataset(tmp_path, dataset):
+    cache = prepare_dataset(tmp_path, dataset, validation_split_percentage=10.0)
+    assert (cache.train.counts.documents, cache.validation.counts.documents) == (36, 4)
+
+
+def test_a_dataset_without_a_validation_split_is_split(tmp_path, dataset):
+    (Path(dataset) / "validation.jsonl").unlink()
+    cache = prepare_dataset(tmp_path, dataset)
+    assert (cache.train.counts.documents, cache.validation.counts.documents) == (38, 2)
+
+
+def test_a_dataset_that_is_streamed_is_the_same_text(tmp_path, dataset):
+    plain, streamed = prepare_dataset(tmp_path, dataset), prepare_dataset(tmp_path, dataset, streaming=True)
+    assert plain.fingerprint == streamed.fingerprint
+    (Path(dataset) / "train.jsonl").write_text(json.dumps({"text": "other"}) + "\n")
+    assert prepare_dataset(tmp_path, dataset, streaming=True).fingerprint != plain.fingerprint
+
+
 # Pairs
 
 

@@ -108,6 +108,11 @@ def test_overrides_are_read_from_text_and_from_a_mapping(preset):
         (("--max_train_steps", "5"), "num_train_epochs"),
         (("--validation_file", "v.txt"), "validation_split_percentage"),
         (("--train_file", "mine.txt"), "dataset_name"),
+        (("--prompt_file", "p.txt", "--completion_file", "c.txt"), "dataset_name"),
+        (
+            "--prompt_file p --completion_file c --validation_prompt_file p --validation_completion_file c".split(),
+            "validation_split_percentage",
+        ),
         (("--model_name_or_path", "gpt2"), "train_tokenizer"),
         (("--model_name_or_path", "gpt2"), "config_overrides"),
         (("--tokenizer_name", "gpt2"), "vocab_size"),
@@ -158,11 +163,34 @@ def test_an_alternative_on_the_command_line_replaces_that_of_the_preset(preset, 
         ("--learning_rat 4", r"unknown flag --learning_rat; did you mean --learning_rate\?"),
         ("--warmup 4", "unknown flag --warmup"),
         ("--resume True", "unknown flag --resume"),
+        ("--prompt_column p", "prompt_column needs completion_column as well: a pair has two sides"),
+        ("--validation_completion_file p", "validation_completion_file needs validation_prompt_file as well"),
+        ("--prompt_file p --completion_file c", "both prompt_file and train_file"),
+        ("--text_column t --prompt_column p", "both text_column and prompt_column"),
+        ("--completion_only_loss", "completion_only_loss needs pairs"),
+        (
+            "--completion_only_loss --prompt_column p --completion_column c --packing stream",
+            "completion_only_loss needs pairs .* and --packing pad or document",
+        ),
+        (
+            "--validation_prompt_file p --validation_completion_file c",
+            "validation_prompt_file is for pairs; give --validation_file, or pairs to train on too",
+        ),
+        ("--random_windows 5 --packing pad", "random_windows adds windows to a stream of text"),
+        ("--random_windows 5 --prompt_column p --completion_column c", "random_windows adds windows to a stream"),
+        ("--random_windows -1", "random_windows is -1, but must be 0 or more"),
+        ("--streaming", "both streaming and train_file"),
+        ("--packing blocks", "must be stream or document or pad"),
     ],
 )
 def test_what_cannot_work_is_refused_with_a_remedy(argv, message):
     with pytest.raises(UsageError, match=message):
         parse("--train_file", "a.txt", *argv.split())
+
+
+def test_only_datasets_are_streamed_on_request():
+    with pytest.raises(UsageError, match="streaming is for hub datasets; give --dataset_name, or leave it out"):
+        parse("--dataset_name", "shakespeare", "--streaming")
 
 
 def test_no_text_is_refused():
@@ -290,7 +318,13 @@ def test_total_batch_size_gives_the_accumulation():
 
 @pytest.mark.parametrize(
     "flags",
-    ["--validation_file v", "--model_name_or_path gpt2", "--max_train_steps 9 --train_tokenizer char"],
+    [
+        "--validation_file v",
+        "--model_name_or_path gpt2",
+        "--max_train_steps 9 --train_tokenizer char",
+        "--document_separator none --save_total_limit none",  # nothing, where the default is something
+        "--prompt_column p --completion_column c --completion_only_loss --detokenize --special_tokens x y",
+    ],
 )
 def test_dumped_arguments_are_a_preset_that_repeats_them(tmp_path, flags):
     first = resolve_arguments(parse("--train_file", "a", "--report_to", "none", *flags.split()), world_size=1)

@@ -106,6 +106,7 @@ def merge(cls: type, preset: dict[str, Any], cli: dict[str, Any], preset_name: s
     return {**kept, **cli}
 
 
+EMPTY: tuple[Any, ...] = (None, [], {})
 # What one start was asked to do rather than what the run is; and the accumulation, which total_batch_size
 # and the number of processes give.
 NOT_DUMPED = (
@@ -121,11 +122,12 @@ def dump_arguments(arguments: Any) -> str:
     """YAML of all arguments that have a value, group by group: itself a preset that repeats the run."""
     text = f"# written by stylegen {__version__}; `run_clm.py` with this file as its preset repeats the run\n"
     for group in arguments.GROUPS:
-        values = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(group)}
         values = {
-            key: value
-            for key, value in values.items()
-            if key not in NOT_DUMPED and value not in (None, [], {})
+            f.name: value
+            for f in dataclasses.fields(group)
+            # An empty value says something only where the default is another one.
+            if f.name not in NOT_DUMPED
+            and ((value := getattr(arguments, f.name)) not in EMPTY or _default(f) not in EMPTY)
         }
         text += f"\n# {group.__doc__}\n" + (
             yaml.safe_dump(values, sort_keys=False, allow_unicode=True) if values else ""
@@ -227,7 +229,7 @@ def _nearest(name: str, names: typing.Iterable[str]) -> str:
 
 def _is_given(cls: Any, values: dict[str, Any], side: Side) -> bool:
     defaults = {f.name: f.default for f in dataclasses.fields(cls)}
-    return any(values.get(name) not in (None, [], {}) and values[name] != defaults[name] for name in side)
+    return any(values.get(name) not in EMPTY and values[name] != defaults[name] for name in side)
 
 
 def _refuse_conflicts(cls: Any, values: dict[str, Any], source: str) -> None:

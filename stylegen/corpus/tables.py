@@ -85,10 +85,11 @@ def _stream(path: Path, readable: Path, suffix: str) -> Iterator[Row]:
         raise
     except Exception as error:  # pyarrow, pandas, gzip and datasets each raise their own
         line = _broken_json_line(readable) if builder == "json" else ""
-        reason = first_line(error.__cause__ or error).rstrip(".")
-        raise UsageError(
-            f"{path} cannot be read as a table: {line or reason}; repair it, or leave it out"
-        ) from error
+        raise _unreadable(path, line or first_line(error.__cause__ or error)) from error
+
+
+def _unreadable(path: Path, reason: str) -> UsageError:
+    return UsageError(f"{path} cannot be read as a table: {reason.rstrip('.')}; repair it, or leave it out")
 
 
 def _csv_options(path: Path, suffix: str, datasets: Any) -> dict[str, Any]:
@@ -180,8 +181,6 @@ def _largest_row_group(path: Path) -> int:
     try:
         metadata = parquet.ParquetFile(path).metadata
     except (pyarrow.ArrowException, OSError) as error:
-        raise UsageError(
-            f"{path} cannot be read as a table: {first_line(error)}; repair it, or leave it out"
-        ) from None
+        raise _unreadable(path, first_line(error)) from None
     sizes = [metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups)]
     return max(sizes, default=0)
