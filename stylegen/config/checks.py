@@ -135,6 +135,9 @@ def _check_text(arguments: TrainArguments) -> None:
             "completion_only_loss needs pairs (--prompt_file and --completion_file, or --prompt_column and "
             "--completion_column) and --packing pad or document"
         )
+    for name in ("detokenize", "max_completion_words"):
+        if getattr(arguments, name) and not has_pairs(arguments):
+            raise UsageError(f"{name} is for pairs of prompt and completion; give pairs, or leave it out")
     if arguments.validation_prompt_file and not has_pairs(arguments):
         raise UsageError(
             "validation_prompt_file is for pairs; give --validation_file, or pairs to train on too"
