@@ -309,6 +309,11 @@ def test_labels_are_counted_with_prompts_and_truncation_too(documents, block_siz
     assert blocks.num_labels(indices) == sum(kept)
 
 
+def test_a_limit_takes_the_first_documents_not_the_longest():
+    blocks = packed([1], [2], range(10, 14), range(20, 24), block_size=5, limit=1)
+    assert blocks.batch(np.arange(1))["input_ids"].tolist() == [[END, 1, END, 2, PAD]]
+
+
 @pytest.mark.parametrize(("limit", "expected"), [(None, 3), (2, 2), (9, 3)])
 def test_a_limit_keeps_the_first_packed_blocks(limit, expected):
     assert len(packed(range(1, 11), block_size=4, limit=limit)) == expected

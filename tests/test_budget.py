@@ -6,9 +6,9 @@ import statistics
 import pytest
 from conftest import ROOT
 
-PACKAGE_LINES = (
-    6500  # streaming text of every format, Markdown and boilerplate, proofs for tiktoken: 2,300 of them
-)
+# Streaming text of every format, Markdown and boilerplate, proofs for tiktoken: 2,500 of them.
+PACKAGE_LINES = 6600
+
 FILE_LINES = 400
 FUNCTION_LINES = 50
 MEDIAN_FUNCTION_LINES = 12

@@ -97,7 +97,7 @@ def test_the_counts_are_those_of_the_text(prepare):
 def test_documents_of_many_parts_have_the_tokens_of_the_whole(prepare, tokenizer, monkeypatch):
     """Pieces of a few characters while reading, storing and tokenizing change nothing."""
     text = "abc dé\n🎉 " * 50
-    monkeypatch.setattr("stylegen.corpus.read.PIECE_BYTES", 7)
+    monkeypatch.setattr("stylegen.corpus.decode.PIECE_BYTES", 7)
     monkeypatch.setattr("stylegen.corpus.store.CHUNK_BYTES", 5)
     cache = prepare([text, "b", text], ["abc"])
     end = tokenizer.eos_token_id
@@ -319,6 +319,18 @@ def test_a_killed_builder_is_followed_by_one_of_the_same_text(tmp_path, text_fil
     assert [path.suffix for path in entries(tmp_path)] == [""]
 
 
+def test_what_is_not_ours_in_the_folder_of_the_cache_is_left_alone(prepare, tmp_path):
+    folder = tmp_path / "project"
+    (folder / "work.tmp").mkdir(parents=True)
+    files = [
+        folder / name for name in ("uv.lock", "yarn.lock", "work.tmp/thesis.tex", "notes.tmp", "0123.lock")
+    ]
+    for path in files:
+        path.write_text("mine")
+    prepare(["ab"], ["cab"], cache_dir=str(folder))
+    assert all(path.read_text() == "mine" for path in files)
+
+
 def test_a_folder_that_cannot_be_a_cache_is_refused(prepare, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(
@@ -451,6 +463,43 @@ def test_prompt_tokens_end_where_the_prompt_ends(tmp_path, kind, normalizer):
         )  # a token across the border is the completion's
 
 
+def test_a_special_token_between_prompt_and_completion_is_the_prompts(tmp_path):
+    _, cache = pairs(tmp_path, 60, special_tokens=["<sep>"])
+    for index, prompt in enumerate(cache.train.prompts.tolist()):
+        tokens = cache.train.framed[cache.train.starts[index] + 1 : cache.train.starts[index + 1]]
+        assert cache.tokenizer.decode(tokens[:prompt]).endswith("<sep> ")
+        assert cache.tokenizer.decode(tokens[prompt:]).startswith("d")
+
+
+def test_two_files_are_another_text_as_pairs_than_as_documents(tmp_path):
+    for name in ("p.txt", "c.txt"):
+        (tmp_path / name).write_text("".join(f"ab {number}\n" for number in range(40)))
+    files = [str(tmp_path / "p.txt"), str(tmp_path / "c.txt")]
+    caches = []
+    for source in ({"train_file": files}, {"prompt_file": files[0], "completion_file": files[1]}):
+        arguments = TrainArguments(
+            cache_dir=str(tmp_path / "cache"), block_size=16, train_tokenizer="char", **source
+        )
+        arguments = resolve_arguments(arguments, world_size=1)
+        caches.append(prepare_text(arguments, *find_sources(arguments)))
+    assert [cache.train.prompts is not None for cache in caches] == [False, True]
+    assert caches[1].train.counts.documents == 38
+
+
+def test_a_link_with_another_suffix_is_read_in_another_way(tmp_path):
+    (tmp_path / "a.txt").write_text("# One\n\n" + "*two* three\n" * 50)
+    (tmp_path / "b.md").symlink_to(tmp_path / "a.txt")
+    characters = []
+    for name in ("a.txt", "b.md"):
+        arguments = TrainArguments(
+            train_file=[str(tmp_path / name)], cache_dir=str(tmp_path / "cache"), train_tokenizer="char"
+        )
+        arguments = resolve_arguments(arguments, world_size=1)
+        cache = prepare_text(arguments, *find_sources(arguments))
+        characters.append(cache.train.counts.characters + cache.validation.counts.characters)
+    assert characters == [607, 605 - 100]
+
+
 def test_the_share_of_ignored_labels_is_that_of_the_padding(tmp_path):
     arguments, cache = pairs(tmp_path, 200)
     assert arguments.packing == "pad"
@@ -509,6 +558,19 @@ def test_predicted_bytes_of_whole_documents_are_all_of_them(prepare, tmp_path, p
     )
     blocks, _ = cut_blocks(arguments, cache)
     assert predicted_bytes(cache.train, blocks, cache.tokenizer) == expected
+
+
+@pytest.mark.parametrize("normalizer", ["none", "nfd", "nfkc", "nfkd"])
+def test_bytes_are_those_of_the_text_as_it_was_given_whatever_it_is_normalized_to(tmp_path, normalizer):
+    """In proportion where only a part is predicted: the text is the same all the way."""
+    text = "ﬁné ﬁñé\n" * 100
+    options = {"train_tokenizer": "char", "normalizer": normalizer, "block_size": 90}
+    arguments = arguments_for(tmp_path, [text], [text], max_eval_samples=3, **options)
+    cache = prepare_text(arguments, *find_sources(arguments))
+    _, blocks = cut_blocks(arguments, cache)
+    share = blocks.num_labels(np.arange(3)) / cache.validation.counts.tokens
+    expected = pytest.approx(share * len(text.encode()), rel=0.02)
+    assert predicted_bytes(cache.validation, blocks, cache.tokenizer) == expected
 
 
 def test_the_description_says_what_there_is_and_what_is_kept(prepare, tmp_path):

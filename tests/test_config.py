@@ -179,7 +179,11 @@ def test_an_alternative_on_the_command_line_replaces_that_of_the_preset(preset, 
         ("--detokenize", "detokenize is for pairs of prompt and completion; give pairs, or leave it out"),
         ("--max_completion_words 5", "max_completion_words is for pairs"),
         ("--random_windows 5 --packing pad", "random_windows adds windows to a stream of text"),
-        ("--random_windows 5 --prompt_column p --completion_column c", "random_windows adds windows to a stream"),
+        (
+            "--random_windows 5 --prompt_column p --completion_column c",
+            "random_windows adds windows to a stream",
+        ),
+        ("--random_windows 5 --max_train_samples 5", "random_windows draws from the whole text"),
         ("--random_windows -1", "random_windows is -1, but must be 0 or more"),
         ("--streaming", "both streaming and train_file"),
         ("--packing blocks", "must be stream or document or pad"),
@@ -191,7 +195,9 @@ def test_what_cannot_work_is_refused_with_a_remedy(argv, message):
 
 
 def test_only_datasets_are_streamed_on_request():
-    with pytest.raises(UsageError, match="streaming is for hub datasets; give --dataset_name, or leave it out"):
+    with pytest.raises(
+        UsageError, match="streaming is for hub datasets; give --dataset_name, or leave it out"
+    ):
         parse("--dataset_name", "shakespeare", "--streaming")
 
 

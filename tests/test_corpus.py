@@ -165,6 +165,11 @@ def test_a_pattern_that_leads_to_nothing_is_refused(tmp_path, pattern, message):
         find_files([str(tmp_path / pattern)])
 
 
+def test_a_name_too_long_for_a_file_is_refused():
+    with pytest.raises(UsageError, match=r"^xxx.*\.\.\. is too long for the name of a file"):
+        find_files(["x" * 300])
+
+
 def test_a_glob_of_unreadable_files_lists_what_was_ignored(folder):
     with pytest.raises(UsageError, match=r"^pattern .*\*\.png has no readable file .*; it holds 1 x \.png$"):
         find_files([str(folder / "*.png")])
@@ -328,7 +333,6 @@ def test_a_table_whose_name_looks_like_a_glob_is_that_table(tmp_path, name):
     [
         ("a.parquet", "no parquet"),
         ("a.jsonl", "no json"),
-        ("a.csv", b"text\n\xff\xfe\n"),
         ("a.jsonl", '{"text": "half a pair \\ud83d"}'),
     ],
 )
@@ -421,13 +425,13 @@ def test_small_pieces_change_no_text(tmp_path, monkeypatch, size):
     path = tmp_path / "a.txt"
     path.write_bytes(text.encode())
     whole = read_documents([path])
-    monkeypatch.setattr("stylegen.corpus.read.PIECE_BYTES", size)
+    monkeypatch.setattr("stylegen.corpus.decode.PIECE_BYTES", size)
     assert read_documents([path]) == whole == ["äö\n世界\n\n🎉", "zwei\n", ""]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 100])
 def test_the_offset_of_a_wrong_byte_is_that_in_the_file(tmp_path, monkeypatch, size):
-    monkeypatch.setattr("stylegen.corpus.read.PIECE_BYTES", size)
+    monkeypatch.setattr("stylegen.corpus.decode.PIECE_BYTES", size)
     path = tmp_path / "a.txt"
     path.write_bytes("äö世".encode() + b"ab\xe9 x")
     with pytest.raises(UsageError, match="is not UTF-8: byte 0xe9 at offset 9; convert it"):
@@ -504,6 +508,14 @@ def test_boilerplate_is_cut_and_counted_unless_it_is_to_be_kept(tmp_path):
     assert read_documents([path], keep_boilerplate=True) == [GUTENBERG]
 
 
+def test_boilerplate_is_cut_from_markdown_and_from_rows_too(tmp_path):
+    page = write(tmp_path / "a.md", GUTENBERG)
+    rows = write(tmp_path / "b.jsonl", json.dumps({"text": GUTENBERG}) + "\n")
+    assert read_documents([page, rows]) == ["It was night.\n", "It was night.\n"]
+    assert "licence" in read_documents([page], keep_boilerplate=True)[0]
+    assert read_documents([rows], keep_boilerplate=True) == [GUTENBERG]
+
+
 @pytest.mark.parametrize(
     ("separator", "expected"),
     [
@@ -541,7 +553,8 @@ def test_lines_of_two_files_are_pairs(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"), [(None, " a  b\tc d"), (1, " a"), (3, " a  b\tc"), (9, " a  b\tc d")]
+    ("words", "expected"),
+    [(None, " a  b\tc d"), (1, " a"), (3, " a  b\tc"), (9, " a  b\tc d"), (1 << 40, " a  b\tc d")],
 )
 def test_completions_are_cut_to_words(tmp_path, words, expected):
     ((_, completion),) = read_pairs(pair_files(tmp_path, "p", " a  b\tc d "), max_completion_words=words)
@@ -612,6 +625,37 @@ def test_mixed_types_in_a_column_are_refused_with_the_row(tmp_path):
 def test_a_cell_of_a_csv_is_text_whatever_it_looks_like(tmp_path):
     path = write(tmp_path / "a.csv", "text,n\n1984,1\n1.50,2\ntrue,3\n")
     assert documents(path) == ["1984", "1.50", "true"]
+
+
+@pytest.mark.parametrize(
+    "content", ["text,label\na long one,x,\nanother,y,\n", "text\nfirst, and more\nsecond, and more\n"]
+)
+def test_a_row_with_more_cells_than_names_is_refused(tmp_path, content):
+    """pandas would take the surplus for row names, and the texts from the wrong column."""
+    message = r"a\.csv row 1 has \d cells, but there are \d column names; put texts with a comma"
+    with pytest.raises(UsageError, match=message):
+        documents(write(tmp_path / "a.csv", content))
+
+
+def test_the_row_numbers_that_pandas_writes_are_no_text(tmp_path):
+    path = write(tmp_path / "a.csv", ",story\n0,hello\n1,world\n")
+    assert documents(path) == ["hello", "world"]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.csv.gz"])
+def test_a_table_that_is_not_utf8_is_refused_as_a_text_is(tmp_path, name):
+    raw = '{"text": "caffè"}\n'.encode("latin1") if "json" in name else "text\ncaffè\n".encode("latin1")
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+    with pytest.raises(UsageError, match=r"is not UTF-8: byte 0xe8 at offset \d+; convert it, .*iconv"):
+        documents(path)
+
+
+def test_a_column_of_nothing_but_dates_in_json_is_refused_with_the_way_out(tmp_path):
+    path = write(tmp_path / "a.jsonl", '{"text": "2020-01-01"}\n' * 3)
+    message = r"row 1 column 'text' holds what the reader of JSON takes for dates, .*\.csv$"
+    with pytest.raises(UsageError, match=message):
+        documents(path)
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".jsonl.gz", ".parquet"])
@@ -686,3 +730,9 @@ def test_files_with_the_same_content_are_found(tmp_path):
         for name, text in (("a", "x"), ("b", "y"), ("c", "x"), ("d", "xx"), ("e", "x"))
     ]
     assert same_content(files) == [(files[2], files[0]), (files[4], files[0])]
+
+
+def test_a_long_line_in_many_pieces_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("stylegen.corpus.decode.PIECE_BYTES", 4)
+    ((prompt, completion),) = read_pairs(pair_files(tmp_path, "p" * 50, "c" * 70 + "\n"))
+    assert (prompt, completion) == ("p" * 50 + " <sep> ", "c" * 70)

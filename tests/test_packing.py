@@ -79,6 +79,20 @@ def test_an_architecture_that_would_leak_is_refused(architecture):
         check_isolation(model_of(architecture))
 
 
+def test_a_kernel_that_isolates_one_row_only_is_refused():
+    """As flash attention is: with several rows it does not look at the positions."""
+    model = model_of("llama")
+    real = model.forward
+
+    def forward(input_ids, position_ids=None, **options):
+        rows = position_ids if position_ids is None or len(position_ids) == 1 else None
+        return real(input_ids=input_ids, position_ids=rows, **options)
+
+    model.forward = forward
+    with pytest.raises(UsageError, match=r"^packing document would leak"):
+        check_isolation(model)
+
+
 @pytest.fixture
 def poems(tmp_path):
     """A folder of sixty short documents."""
@@ -95,6 +109,12 @@ def test_a_run_on_packed_documents_predicts_every_token_and_every_end(train, poe
     stream = train("stream", "--train_file", str(poems), "--max_train_steps", "0")
     # A stream does not predict its first token and the end of its last document.
     assert held_out == evaluations(stream)[0]["eval/tokens"] + 2
+
+
+@pytest.mark.parametrize("block_size", ["2", "4", "6"])
+def test_small_blocks_are_packed(train, poems, block_size):
+    flags = ("--train_file", str(poems), "--packing", "document", "--max_train_steps", "1")
+    train("small", *flags, "--block_size", block_size)
 
 
 def test_an_architecture_that_would_leak_trains_on_a_stream_only(train, poems, capsys):
@@ -134,7 +154,7 @@ def test_random_windows_add_blocks_to_the_training_side_only(train):
 
 
 def test_a_run_with_windows_goes_on_bit_equal(train):
-    flags = ("--random_windows", "20", "--max_train_samples", "12", "--per_device_train_batch_size", "8",
+    flags = ("--random_windows", "20", "--validation_split_percentage", "90", "--per_device_train_batch_size", "8",
              "--checkpointing_steps", "3", "--logging_steps", "1", "--lr_scheduler_type", "constant")  # fmt: skip
     whole = train("whole", *flags, "--max_train_steps", "6")
     train("parts", *flags, "--max_train_steps", "3")

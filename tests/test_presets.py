@@ -157,6 +157,12 @@ def test_a_tokenizer_alone(place):
             ("mine.txt", "--tokenizer_name", "small", "--output_dir", "x"),
             "tokenizer_name is measured as it is",
         ),
+        (
+            ("mine.txt", "--tokenizer_name", "small", "--vocab_size", "500"),
+            "both tokenizer_name and vocab_size",
+        ),
+        (("mine.txt", "--train_tokenizer", "char", "--vocab_size", "500"), "vocab_size is for bpe"),
+        (("mine.txt", "--output_dir", "mine.txt/x"), "output_dir mine.txt/x cannot be a folder"),
         ((), "the following arguments are required: files"),
     ],
 )

@@ -9,6 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from stylegen.blocks.split import split_store
+from stylegen.config import UsageError
 from stylegen.corpus import Findings, Piece
 from stylegen.corpus.store import TextStore
 
@@ -114,8 +115,22 @@ def test_no_text_is_lost_or_counted_twice(documents, percentage, seed):
     assert whole or joined(train) + joined(validation) == joined(documents)
 
 
-def test_a_pair_that_is_cut_keeps_its_prompt_in_the_first_part(tmp_path):
-    pieces = [Piece("prompt\n" + "story\n" * 100, prompt=7)]
-    store = TextStore.write(tmp_path / "text", pieces, Findings())
-    train, validation = split_store(store, 10, seed=0)
-    assert (train.prompts.tolist(), validation.prompts.tolist()) == ([7], [0])
+def pair_store(tmp_path, number):
+    pieces = [Piece(f"prompt {index}\n" + "story\n" * (20 + index % 3), prompt=9) for index in range(number)]
+    return TextStore.write(tmp_path / "text", pieces, Findings())
+
+
+@pytest.mark.parametrize("number", [2, 3, 8, 60])
+def test_pairs_are_never_cut(tmp_path, number):
+    store = pair_store(tmp_path, number)
+    train, validation = split_store(store, 5, seed=0)
+    assert sorted([*train.ranges.tolist(), *validation.ranges.tolist()]) == store.ranges.tolist()
+    assert len(validation.ranges) == max(round(number * 0.05), 1)
+    assert set(validation.prompts.tolist()) == {9}
+
+
+def test_one_pair_cannot_be_two_sides(tmp_path):
+    with pytest.raises(
+        UsageError, match=r"^one pair cannot be training and validation text; give more pairs"
+    ):
+        split_store(pair_store(tmp_path, 1), 5, seed=0)

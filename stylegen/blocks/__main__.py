@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from stylegen.config import TrainArguments, check_arguments, parse_arguments, resolve_arguments, run_command
 
@@ -51,7 +50,7 @@ def _inspect(argv: list[str]) -> None:
         labels = train.num_labels(np.array([index]))
         print(f"\n--- train block {index:,} of {len(train):,}: {labels:,} of {block_size:,} labels count\n")
         print(show_block(train, index, cache.tokenizer))
-    path = Path(f"{arguments.output_dir}.lengths.png")
+    path = arguments.output_path.with_name(f"{arguments.output_path.name}.lengths.png")
     lengths = np.concatenate([np.diff(side.starts) - 1 for side in (cache.train, cache.validation)])
     print(f"\nlengths     {draw_lengths(lengths, block_size, path)}")
 

@@ -14,6 +14,7 @@ another name its lock is held; who comes second waits, and what a killed builder
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -28,9 +29,11 @@ from transformers import PreTrainedTokenizerFast
 from stylegen.blocks.split import Side
 from stylegen.config import UsageError
 from stylegen.runtime import logger
-from stylegen.tokenizer import DocumentEncoder, load_tokenizer, num_ids, token_byte_lengths
+from stylegen.tokenizer import DocumentEncoder, load_tokenizer, num_ids
 
 SIDES = ("train", "validation")
+LEFTOVER = re.compile(r"[0-9a-f]{32}(-old)?\.(tmp|lock)")
+PAIRS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def open_entry(
         return cache
     except OSError as error:
         raise UsageError(
-            f"the token cache {cache_dir} cannot be used: {error.strerror or error}; choose another --cache_dir"
+            f"the token cache {cache_dir} cannot be used: {error}; choose another --cache_dir"
         ) from error
 
 
@@ -109,7 +112,7 @@ def write_sides(
     for name, side in zip(SIDES, sides, strict=True):
         counts[name] = _write_side(folder, name, side, tokenizer, encode, num_workers)
         if pairs:
-            np.save(folder / f"{name}.prompts.npy", _prompt_tokens(folder, name, side, tokenizer))
+            np.save(folder / f"{name}.prompts.npy", _prompt_tokens(side, tokenizer))
     return counts
 
 
@@ -213,7 +216,9 @@ def _counted(chunks: Iterator[str], bar: tqdm) -> Iterator[str]:
 
 def _sweep(cache_dir: Path) -> None:
     """Delete what killed builders left: their locks went with them."""
-    for leftover in [*cache_dir.glob("*.tmp"), *cache_dir.glob("*.lock")]:
+    for leftover in cache_dir.iterdir():
+        if not LEFTOVER.fullmatch(leftover.name):  # the folder may hold other things, and they are not ours
+            continue
         path = leftover.with_suffix(".lock")
         lock = FileLock(path)
         with contextlib.suppress(Timeout, OSError):
@@ -227,17 +232,19 @@ def _dtype(tokenizer: PreTrainedTokenizerFast) -> Any:
     return np.uint16 if num_ids(tokenizer) <= 1 << 16 else np.uint32
 
 
-def _prompt_tokens(folder: Path, name: str, side: Side, tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
+def _prompt_tokens(side: Side, tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
     """Tokens of each document that end within its prompt: a token across the border belongs to the completion."""
-    framed = np.memmap(folder / f"{name}.bin", dtype=_dtype(tokenizer), mode="r")
-    starts, lengths = np.load(folder / f"{name}.starts.npy"), token_byte_lengths(tokenizer)
-    normalizer = tokenizer.backend_tokenizer.normalizer
-    counts = np.zeros(len(side.prompts), dtype=np.int64)
-    for index, num_bytes in enumerate(side.prompts.tolist()):
-        if normalizer is not None and num_bytes:
-            begin = int(side.ranges[index, 0])
-            prompt = side.store.read(begin, begin + num_bytes).decode()
-            num_bytes = len(normalizer.normalize_str(prompt).encode())
-        ends = np.cumsum(lengths[framed[starts[index] + 1 : starts[index + 1]]])
-        counts[index] = np.searchsorted(ends, num_bytes, side="right")
-    return counts
+    counts: list[int] = []
+    for start in range(0, len(side.ranges), PAIRS_AT_ONCE):
+        texts = [side.store.read(*span) for span in side.ranges[start : start + PAIRS_AT_ONCE].tolist()]
+        borders = [
+            len(text[:num_bytes].decode())
+            for text, num_bytes in zip(texts, side.prompts[start:].tolist(), strict=False)
+        ]
+        # The library knows the place of each token in the text as it was given, whatever it normalizes or adds.
+        encodings = tokenizer.backend_tokenizer.encode_batch(
+            [text.decode() for text in texts], add_special_tokens=False
+        )
+        for encoding, border in zip(encodings, borders, strict=True):
+            counts.append(sum(end <= border for _, end in encoding.offsets))
+    return np.array(counts, dtype=np.int64)

@@ -141,7 +141,7 @@ class PackedBlocks(Blocks):
         prompts = stream.prompts[document] if completion_only and stream.prompts is not None else 0
         self.ignored = np.clip(prompts - offset, 0, self.length)
         counted = np.flatnonzero(self.ignored < self.length)  # a segment without a label teaches nothing
-        block = np.arange(len(counted)) if truncate else best_fit(self.length[counted], block_size)
+        block = np.arange(len(counted)) if truncate else _in_order(best_fit(self.length[counted], block_size))
         order = np.argsort(block, kind="stable")
         self.order = counted[order]
         self.first = np.searchsorted(block[order], np.arange(block.max(initial=-1) + 2))
@@ -188,6 +188,14 @@ def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
             rooms |= 1 << left
         bins[index] = chosen
     return bins
+
+
+def _in_order(bins: np.ndarray) -> np.ndarray:
+    """The same bins, numbered by the first thing in each: the first blocks are then a fair part of the text."""
+    _, first = np.unique(bins, return_index=True)
+    number = np.empty_like(first)
+    number[np.argsort(first)] = np.arange(len(first))
+    return number[bins]
 
 
 def _cut(starts: np.ndarray, block_size: int, truncate: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

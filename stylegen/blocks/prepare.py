@@ -29,7 +29,8 @@ from stylegen.corpus.store import TextStore
 from stylegen.model import IGNORED
 from stylegen.tokenizer import load_tokenizer, token_byte_lengths, train_tokenizer
 
-CACHE_FORMAT = 2
+CACHE_FORMAT = 3
+CHUNK_TOKENS = 1 << 20
 # The files of a folder that decide what its tokenizer is.
 TOKENIZER_FILES = ("*token*.json", "vocab*", "merges.txt", "*.model", "*.gguf")
 
@@ -51,6 +52,8 @@ def prepare_text(arguments: TrainArguments, train: Source, validation: Source | 
         stores = [_store(folder, source, options, findings) for source in sources]
         if [source.state() for source in sources] != state:
             raise UsageError(f"{train} changed while it was read; start again when nothing writes to it")
+        same = same_content(path for source in sources for path in source.paths())
+        findings.same_content = [f"{path} has the same content as {earlier}" for path, earlier in same]
         sides = _sides(train, stores, split)
         tokenizer = get_tokenizer(sides[0])
         num_workers = arguments.preprocessing_num_workers or os.cpu_count() or 1
@@ -62,9 +65,8 @@ def prepare_text(arguments: TrainArguments, train: Source, validation: Source | 
         meta = {"pairs": has_pairs(arguments), "fingerprint": fingerprint, "findings": asdict(findings)}
         write_meta(folder, tokenizer, {**counts, **meta})
 
-    where = [
-        asdict(source) | {"files": None, "pair_files": None} for source in sources
-    ]  # files are in the state
+    # The files themselves are in the state.
+    where = [asdict(source) | {"files": None, "pair_files": bool(source.pair_files)} for source in sources]
     key = _hash([CACHE_FORMAT, state, where, version, asdict(options), split, identity])
     cache = open_entry(_cache_dir(arguments), key, build, arguments.overwrite_cache)
     for name, stream in zip(SIDES, (cache.train, cache.validation), strict=True):
@@ -117,7 +119,8 @@ def cut_blocks(arguments: TrainArguments, cache: TokenCache) -> tuple[Blocks, Bl
 def predicted_bytes(stream: TokenStream, blocks: Blocks, tokenizer: PreTrainedTokenizerFast) -> int:
     """UTF-8 bytes of the text behind the predicted tokens of `blocks`.
 
-    All of the stream: its text, in plain blocks without the first token. Less: what the labels decode to.
+    All of the stream: its text, in plain blocks without the first token. Less: what the labels decode to, of a
+    tokenizer with a normalizer in proportion to the text as it was given.
     """
     lengths = token_byte_lengths(tokenizer)
     num_labels = blocks.num_labels(np.arange(len(blocks)))
@@ -125,11 +128,15 @@ def predicted_bytes(stream: TokenStream, blocks: Blocks, tokenizer: PreTrainedTo
         return max(stream.counts.num_bytes - int(lengths[stream.tokens[0]]), 1)
     if num_labels == stream.counts.tokens + 1:  # packed, with what ends the last document
         return stream.counts.num_bytes
-    total = 0
+    total = 0.0
     for index in range(len(blocks)):
         labels = blocks.batch(np.array([index]))["labels"]
         total += int(lengths[labels[labels != IGNORED].numpy()].sum())
-    return max(total, 1)
+    if tokenizer.backend_tokenizer.normalizer is not None:  # they decode to the normal form, not to the text
+        starts = range(0, len(stream.tokens), CHUNK_TOKENS)
+        decoded = sum(int(lengths[stream.tokens[start : start + CHUNK_TOKENS]].sum()) for start in starts)
+        total *= stream.counts.num_bytes / max(decoded, 1)
+    return max(round(total), 1)
 
 
 def describe_text(cache: TokenCache) -> list[str]:
@@ -195,10 +202,7 @@ def _text_options(arguments: TrainArguments) -> TextOptions:
 
 def _store(folder: Path, source: Source, options: TextOptions, findings: Findings) -> TextStore:
     path = folder / f"text-{len(list(folder.iterdir()))}"
-    store = TextStore.write(path, read_pieces(source, options, findings), findings)
-    same = same_content(source.paths())
-    findings.same_content += [f"{path} has the same content as {earlier}" for path, earlier in same]
-    return store
+    return TextStore.write(path, read_pieces(source, options, findings), findings)
 
 
 def _sides(source: Source, stores: list[TextStore], split: tuple[float, int] | None) -> list[Side]:

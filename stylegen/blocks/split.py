@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stylegen.config import UsageError
 from stylegen.corpus.store import TextStore
 
 WINDOW_BYTES = 1 << 20  # a line end is looked for this far on both sides of the place to cut at
@@ -34,7 +35,8 @@ def split_store(store: TextStore, percentage: float, seed: int) -> tuple[Side, S
     """Training and validation side, `percentage` of the characters in the second.
 
     Whole documents, drawn with `seed`, where some of them come near the percentage; else the tail of the text,
-    cut at a line end.
+    cut at a line end. A pair is never cut.
+    Raises UsageError for a single pair.
     """
     target = store.characters.sum() * percentage / 100
     chosen = np.zeros(len(store.characters), dtype=bool)
@@ -45,12 +47,23 @@ def split_store(store: TextStore, percentage: float, seed: int) -> tuple[Side, S
             chosen[index] = True
             size += length
     if not (0.5 * target <= size <= 1.5 * target and 0 < chosen.sum() < len(chosen)):
-        return _cut_tail(store, round(target))
+        if not store.prompts.any():
+            return _cut_tail(store, round(target))
+        chosen = _one_pair(store, target)
     sides = [
         Side(store, store.ranges[mask], store.prompts[mask], int(store.characters[mask].sum()))
         for mask in (~chosen, chosen)
     ]
     return sides[0], sides[1]
+
+
+def _one_pair(store: TextStore, target: float) -> np.ndarray:
+    """Pairs are never cut: where they are too few, the one whose size comes nearest is held out."""
+    if len(store.characters) < 2:
+        raise UsageError(
+            "one pair cannot be training and validation text; give more pairs, or validation pairs"
+        )
+    return np.arange(len(store.characters)) == np.abs(store.characters - target).argmin()
 
 
 def _cut_tail(store: TextStore, target: int) -> tuple[Side, Side]:
@@ -62,12 +75,10 @@ def _cut_tail(store: TextStore, target: int) -> tuple[Side, Side]:
     cut = _nearest_line_end(store, start, end, position)
     before, behind = store.ranges[: index + 1].copy(), store.ranges[index:].copy()
     before[-1, 1] = behind[0, 0] = cut
-    prompts = store.prompts[index:].copy()
-    prompts[0] = 0
     in_first = int(store.characters[:index].sum()) + sum(map(len, store.chunks(start, cut)))
     sides = (
         (before, store.prompts[: index + 1], in_first),
-        (behind, prompts, int(store.characters.sum()) - in_first),
+        (behind, store.prompts[index:], int(store.characters.sum()) - in_first),
     )
     kept = [(ranges[:, 0] < ranges[:, 1], ranges, prompts, size) for ranges, prompts, size in sides]
     train, validation = (

@@ -52,6 +52,8 @@ def check_arguments(arguments: TrainArguments | GenerateArguments | TokenizerCom
     _check_tokenizer(arguments)
     if isinstance(arguments, TrainArguments):
         _check_training(arguments)
+    else:
+        _check_tokenizer_command(arguments)
 
 
 def resolve_arguments(arguments: TrainArguments, world_size: int) -> TrainArguments:
@@ -142,6 +144,14 @@ def _check_text(arguments: TrainArguments) -> None:
         raise UsageError(
             "validation_prompt_file is for pairs; give --validation_file, or pairs to train on too"
         )
+    if arguments.prompt_file and arguments.validation_file:
+        raise UsageError(
+            "validation_file is no pairs; give --validation_prompt_file and --validation_completion_file, or neither"
+        )
+    if arguments.random_windows and arguments.max_train_samples:
+        raise UsageError(
+            "random_windows draws from the whole text, which max_train_samples would make smaller; leave one out"
+        )
     if arguments.random_windows and _packing(arguments) != "stream":
         raise UsageError(
             "random_windows adds windows to a stream of text; leave it out, or use --packing stream"
@@ -161,6 +171,15 @@ def _check_tokenizer(arguments: TrainArguments | TokenizerCommandArguments) -> N
         raise UsageError(
             f"vocab_size is {arguments.vocab_size}, but byte-level BPE needs 257 or more (256 bytes, <|endoftext|>)"
         )
+
+
+def _check_tokenizer_command(arguments: TokenizerCommandArguments) -> None:
+    if arguments.train_tokenizer == "char" and arguments.vocab_size:
+        raise UsageError("vocab_size is for bpe: characters are as many as the text has; leave it out")
+    if arguments.tokenizer_name and arguments.output_dir:
+        raise UsageError("tokenizer_name is measured as it is; leave out output_dir, or train one")
+    if arguments.output_dir:
+        _check_writable(Path(arguments.output_dir), "output_dir")
 
 
 def _check_training(arguments: TrainArguments) -> None:

@@ -63,7 +63,9 @@ def parse_arguments(cls: type[T], argv: Sequence[str], *, positional: str | None
     if unknown:
         _refuse_unknown(unknown, parser)
     if positional and positional != "preset":
-        return cls(**_coerce_all(cls, {positional: preset, **from_cli}, "the command line"))
+        values = _coerce_all(cls, {positional: preset, **from_cli}, "the command line")
+        _refuse_conflicts(cls, values, "the command line")
+        return cls(**values)
     cli = _coerce_all(cls, translate_retired(from_cli, "the command line"), "the command line")
     return cls(**merge(cls, read_preset(cls, Path(preset)) if preset else {}, cli, preset or ""))
 

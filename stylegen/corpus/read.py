@@ -4,10 +4,7 @@ A document is one file of text or Markdown, what lies between two separators in 
 one pair of prompt and completion. Bytes that are not UTF-8 are refused rather than guessed.
 """
 
-import codecs
-import contextlib
-import gzip
-import io
+import datetime
 import itertools
 import re
 from collections.abc import Iterable, Iterator
@@ -17,24 +14,15 @@ from typing import Any, NamedTuple
 
 from stylegen.config import UsageError
 from stylegen.corpus.clean import cut_boilerplate, detokenize, split_at
-from stylegen.corpus.files import (
-    GZIP_ERRORS,
-    SHAKESPEARE,
-    TABLE_SUFFIXES,
-    Source,
-    damaged_gzip,
-    text_suffix,
-)
-from stylegen.corpus.tables import dataset_rows, dataset_splits, table_rows
-
-PIECE_BYTES = 1 << 20
-UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+from stylegen.corpus.decode import decoded, read_text
+from stylegen.corpus.files import SHAKESPEARE, TABLE_SUFFIXES, Source, text_suffix
+from stylegen.corpus.tables import UNNAMED, dataset_rows, dataset_splits, table_rows
 
 __all__ = ["Findings", "Piece", "TextOptions", "dataset_splits", "read_pieces", "read_text"]
 
 
 class Piece(NamedTuple):
-    """Part of a document; documents longer than PIECE_BYTES come in several.
+    """Part of a document; longer documents come in several.
 
     ends    the document ends after it
     prompt  characters at its start that are prompt, in a pair (which is never cut)
@@ -76,12 +64,12 @@ def read_pieces(source: Source, options: TextOptions, findings: Findings) -> Ite
         yield from _pairs(_parallel_lines(*source.pair_files), options)
     elif source.dataset and source.dataset != SHAKESPEARE:
         rows = dataset_rows(source.dataset, source.config_name, source.split, source.streaming)
-        yield from _row_pieces(rows, f"dataset {source.dataset}", options)
+        yield from _row_pieces(rows, f"dataset {source.dataset}", options, findings)
     else:
         for path in source.paths():
             findings.files += 1
             if (suffix := text_suffix(path)) in TABLE_SUFFIXES:
-                yield from _row_pieces(table_rows(path, suffix), str(path), options)
+                yield from _row_pieces(table_rows(path, suffix), str(path), options, findings)
             elif options.prompt_column:
                 raise UsageError(
                     f"{path} is no table, so it has no column '{options.prompt_column}'; leave it out"
@@ -89,24 +77,21 @@ def read_pieces(source: Source, options: TextOptions, findings: Findings) -> Ite
             elif source.dataset:
                 yield Piece(_play_text(read_text(path)))
             elif suffix == ".md":
-                yield from _markdown_pieces(path)
+                yield from _markdown_pieces(path, options, findings)
             else:
                 yield from _text_pieces(path, options, findings)
 
 
-def read_text(path: Path) -> str:
-    """The text of one UTF-8 file. Raises UsageError with file and byte offset for undecodable or NUL bytes."""
-    return "".join(_decoded(path))
-
-
-def _text_pieces(path: Path, options: TextOptions, findings: Findings) -> Iterator[Piece]:
+def _without_boilerplate(pieces: Iterable[str], options: TextOptions, findings: Findings) -> Iterable[str]:
     def note_cut(characters: int) -> None:
         findings.boilerplate_files += 1
         findings.boilerplate_characters += characters
 
-    pieces: Iterable[str] = _decoded(path)
-    if not options.keep_boilerplate:
-        pieces = cut_boilerplate(pieces, note_cut)
+    return pieces if options.keep_boilerplate else cut_boilerplate(pieces, note_cut)
+
+
+def _text_pieces(path: Path, options: TextOptions, findings: Findings) -> Iterator[Piece]:
+    pieces = _without_boilerplate(decoded(path), options, findings)
     if options.document_separator:
         yield from (Piece(text, ends) for text, ends in split_at(pieces, options.document_separator))
     else:
@@ -114,10 +99,11 @@ def _text_pieces(path: Path, options: TextOptions, findings: Findings) -> Iterat
         yield Piece("")
 
 
-def _markdown_pieces(path: Path) -> Iterator[Piece]:
+def _markdown_pieces(path: Path, options: TextOptions, findings: Findings) -> Iterator[Piece]:
     from stylegen.corpus.markdown import markdown_text
 
-    yield Piece(markdown_text(read_text(path)))
+    source = "".join(_without_boilerplate(decoded(path), options, findings))
+    yield Piece(markdown_text(source))
 
 
 def _play_text(markdown: str) -> str:
@@ -129,56 +115,17 @@ def _play_text(markdown: str) -> str:
     return text.strip() + "\n"
 
 
-def _decoded(path: Path) -> Iterator[str]:
-    """The text of a file, in pieces of about PIECE_BYTES."""
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    newlines = io.IncrementalNewlineDecoder(decoder, translate=True)
-    offset = 0
-    try:
-        with _open(path) as file:
-            while True:
-                raw = file.read(PIECE_BYTES)
-                _refuse_binary(path, raw, offset)
-                text = newlines.decode(raw, final=not raw)
-                yield text
-                if not raw:
-                    return
-                offset += len(raw)
-    except UnicodeDecodeError as error:
-        at = offset + len(raw) - len(error.object) + error.start  # it holds what was left of the piece before
-        raise UsageError(
-            f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {at}; "
-            f"convert it, for example: iconv -f LATIN1 -t UTF-8 {path.name} > fixed.txt"
-        ) from None
-    except GZIP_ERRORS as error:
-        raise damaged_gzip(path, error) from None
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def _open(path: Path) -> contextlib.AbstractContextManager[Any]:
-    return gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb")
-
-
-def _refuse_binary(path: Path, raw: bytes, offset: int) -> None:
-    if offset == 0 and raw.startswith(UTF16_MARKS):
-        raise UsageError(
-            f"{path} is UTF-16, not UTF-8; convert it, for example: iconv -f UTF-16 -t UTF-8 {path.name} > fixed.txt"
-        )
-    if (nul := raw.find(b"\0")) >= 0:
-        raise UsageError(
-            f"{path} has a NUL byte at offset {offset + nul}, so it is not a text file; leave it out"
-        )
-
-
-def _row_pieces(rows: Iterator[dict[str, Any]], source: str, options: TextOptions) -> Iterator[Piece]:
+def _row_pieces(
+    rows: Iterator[dict[str, Any]], source: str, options: TextOptions, findings: Findings
+) -> Iterator[Piece]:
     """Rows of a table as documents: one column of them, or a pair of columns joined."""
     wanted = [name for name in (options.prompt_column, options.completion_column) if name]
     first = next(rows, None)
     if first is None:
         yield Piece("")  # to be counted as empty
         return
-    names = wanted or [options.text_column or ("text" if "text" in first else next(iter(first)))]
+    named = [name for name in first if not name.startswith(UNNAMED)] or list(first)
+    names = wanted or [options.text_column or ("text" if "text" in first else named[0])]
     for name in names:
         if name not in first:
             flag = "--prompt_column and --completion_column" if wanted else "--text_column"
@@ -192,12 +139,18 @@ def _row_pieces(rows: Iterator[dict[str, Any]], source: str, options: TextOption
     else:
         separator = options.document_separator
         for (text,) in texts:
+            text = "".join(_without_boilerplate([text], options, findings))
             for part in text.split(separator) if separator and separator in text else (text,):
                 yield Piece(part)
 
 
 def _cell(value: Any, column: str, number: int, source: str) -> str:
     if not isinstance(value, str):
+        if isinstance(value, datetime.datetime):
+            raise UsageError(
+                f"{source} row {number} column '{column}' holds what the reader of JSON takes for dates, {value}; "
+                f"put such texts into a .csv"
+            )
         shown = repr(value)
         shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
         raise UsageError(f"{source} row {number} column '{column}' holds {shown}, not text; "
@@ -210,10 +163,9 @@ def _cell(value: Any, column: str, number: int, source: str) -> str:
 def _pairs(pairs: Iterable[tuple[str, ...]], options: TextOptions) -> Iterator[Piece]:
     """Prompt and completion joined; a pair without a completion gives an empty document, which is dropped."""
     limit = options.max_completion_words
-    first_words = re.compile(rf"(?:\s*\S+){{1,{limit}}}") if limit else None
     for prompt, completion in pairs:
-        if first_words and (start := first_words.match(completion)):
-            completion = start[0]
+        if limit and (last := next(itertools.islice(re.finditer(r"\S+", completion), limit - 1, None), None)):
+            completion = completion[: last.end()]
         if options.detokenize:
             prompt, completion = detokenize(prompt), detokenize(completion)
         prompt = prompt.strip() + options.pair_separator
@@ -239,9 +191,12 @@ def _parallel_lines(prompt_file: Path, completion_file: Path) -> Iterator[tuple[
 
 
 def _lines(path: Path) -> Iterator[str]:
-    rest = ""
-    for piece in _decoded(path):
-        *lines, rest = (rest + piece).split("\n")
-        yield from lines
-    if rest:
-        yield rest
+    line: list[str] = []  # the pieces of a line that has not ended yet
+    for piece in decoded(path):
+        first, *others = piece.split("\n")
+        line.append(first)
+        for other in others:
+            yield "".join(line)
+            line = [other]
+    if last := "".join(line):
+        yield last

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from stylegen.config import UsageError, first_line
+from stylegen.corpus.decode import decoded
 from stylegen.corpus.files import GZIP_ERRORS, TABLE_SUFFIXES, damaged_gzip
 
 Row = dict[str, Any]
+UNNAMED = "Unnamed: "  # how pandas calls a column without a name, such as the row numbers it writes itself
 LARGEST_GZIP_RATIO = 1032  # deflate cannot do better
 
 
@@ -85,6 +87,9 @@ def _stream(path: Path, readable: Path, suffix: str) -> Iterator[Row]:
         raise
     except Exception as error:  # pyarrow, pandas, gzip and datasets each raise their own
         line = _broken_json_line(readable) if builder == "json" else ""
+        if not line and builder != "parquet":
+            for _ in decoded(readable):  # which says where it is no UTF-8
+                pass
         raise _unreadable(path, line or first_line(error.__cause__ or error)) from error
 
 
@@ -96,8 +101,18 @@ def _csv_options(path: Path, suffix: str, datasets: Any) -> dict[str, Any]:
     """Every cell is text, whatever it looks like: 1984 is no number, "None" is no missing value."""
     separator = "\t" if suffix == ".tsv" else ","
     with _open_text(path) as file:
-        header = next(csv.reader(file, delimiter=separator), [])
-    features = datasets.Features({name: datasets.Value("string") for name in header})
+        rows = csv.reader(file, delimiter=separator)
+        header, first = next(rows, []), next(rows, [])
+    if len(first) > len(
+        header
+    ):  # pandas would take the surplus for row names, and the texts from the next column
+        raise UsageError(
+            f"{path} row 1 has {len(first)} cells, but there are {len(header)} column names; put texts with a "
+            f"{'tab' if suffix == '.tsv' else 'comma'} in them into quotes"
+        )
+    features = datasets.Features(
+        {name or f"{UNNAMED}{number}": datasets.Value("string") for number, name in enumerate(header)}
+    )
     return {"sep": separator, "keep_default_na": False, "features": features}
 
 

@@ -27,10 +27,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(argv: list[str]) -> None:
     arguments = parse_arguments(TokenizerCommandArguments, argv, positional="files", usage=USAGE)
     check_arguments(arguments)
-    if arguments.tokenizer_name and (arguments.train_tokenizer or arguments.output_dir):
-        raise UsageError(
-            "tokenizer_name is measured as it is; leave out train_tokenizer and output_dir, or it"
-        )
     from stylegen.corpus import Findings, Source, TextOptions, find_files, read_pieces
     from stylegen.corpus.store import TextStore
     from stylegen.tokenizer import load_tokenizer, train_tokenizer
