@@ -17,7 +17,7 @@ from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
 from stylegen.config import UsageError
 from stylegen.tokenizer import (
     END_OF_TEXT,
-    encode,
+    encode_documents,
     fitting_vocab_size,
     load_tokenizer,
     slices,
@@ -26,6 +26,12 @@ from stylegen.tokenizer import (
 )
 from stylegen.tokenizer.encode import SAFE_CUT, _safe_cut
 from stylegen.tokenizer.train import LONGEST_TRAINED_WORD, _training_pieces
+
+
+def encode(tokenizer, document, **options):
+    """Ids of one text, by the way that documents go."""
+    return np.concatenate([ids for ids, _ in encode_documents(tokenizer, [[document]], 1, **options)])
+
 
 # What has broken tokenizers: white space of every kind and in runs, text without line breaks, joined emoji and
 # flags, marks that combine, contractions, and the vocabularies' own words met in a text.

@@ -12,14 +12,13 @@ from tokenizers import decoders
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from stylegen.config import UsageError, first_line
-from stylegen.tokenizer.encode import DocumentEncoder, encode, encode_documents, slices
+from stylegen.tokenizer.encode import DocumentEncoder, encode_documents, slices
 from stylegen.tokenizer.train import END_OF_TEXT, fitting_vocab_size, train_tokenizer
 
 __all__ = [
     "BYTE_TOKEN",
     "END_OF_TEXT",
     "DocumentEncoder",
-    "encode",
     "encode_documents",
     "fitting_vocab_size",
     "load_tokenizer",

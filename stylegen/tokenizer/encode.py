@@ -68,12 +68,6 @@ def slices(
     yield "".join([*held, window])
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, document: str, size: int = SLICE_CHARACTERS) -> np.ndarray:
-    """Ids (uint32) of one whole document, without the special tokens that a tokenizer may add around a text."""
-    backend = tokenizer.backend_tokenizer
-    return np.concatenate(_library_ids(backend, list(_pieces([document], size, _safe_cut(backend)))))
-
-
 class DocumentEncoder:
     """Ids of whole documents, without the special tokens that a tokenizer may add around a text.
 
