@@ -93,6 +93,7 @@ def open_entry(
             with _locked(cache_dir, key):
                 cache = None if overwrite else _open(entry)  # another process may have made it meanwhile
                 if cache is None:
+                    logger.info(f"reading and tokenizing the text, once, into {entry}")
                     _build(entry, build)
                     cache = _open(entry)
         assert cache is not None

@@ -59,7 +59,7 @@ def prepare_text(arguments: TrainArguments, train: Source, validation: Source | 
         num_workers = arguments.preprocessing_num_workers or os.cpu_count() or 1
         counts = write_sides(folder, sides, tokenizer, num_workers, has_pairs(arguments))
         digests = [store.digest for store in stores]
-        fingerprint = _hash([CACHE_FORMAT, digests, split, tokenizer.backend_tokenizer.to_str()])
+        fingerprint = _hash([digests, split, tokenizer.backend_tokenizer.to_str()])
         for store in stores:
             store.path.unlink()
         meta = {"pairs": has_pairs(arguments), "fingerprint": fingerprint, "findings": asdict(findings)}
