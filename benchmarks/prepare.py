@@ -135,7 +135,7 @@ def _train_tokenizer(folder: Path, text: Path) -> str:
 
 def _print_table(size: int, results: dict[str, list[dict[str, float]]]) -> None:
     print(f"{size / 1e6:.1f} MB, medians of {len(results['ours'])} runs, interleaved\n")
-    print(f"{'':22}{'seconds':>10}{'MB/s':>8}{'tokens':>14}{'peak MB':>10}")
+    print(f"{'':22}{'seconds':>10}{'MB/s':>10}{'tokens':>14}{'peak MB':>10}")
     medians = {}
     for name, rows in results.items():
         if not rows:
@@ -143,7 +143,7 @@ def _print_table(size: int, results: dict[str, list[dict[str, float]]]) -> None:
         medians[name] = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
         row = medians[name]
         label = "ours, second start" if name == "again" else name
-        print(f"{label:22}{row['seconds']:>10.2f}{size / row['seconds'] / 1e6:>8.2f}{row['tokens']:>14,.0f}"
+        print(f"{label:22}{row['seconds']:>10.2f}{size / row['seconds'] / 1e6:>10.2f}{row['tokens']:>14,.0f}"
               f"{row['peak_bytes'] / 1e6:>10.0f}")  # fmt: skip
     if "textbook" in medians:
         speed = medians["textbook"]["seconds"] / medians["ours"]["seconds"]
