@@ -81,7 +81,7 @@ def textbook(text: str, tokenizer_path: str, cache: str) -> dict[str, float]:
 
 
 def ours(text: str, tokenizer_path: str, cache: str) -> dict[str, float]:
-    """What run_clm.py does with the text before it builds the model; every hundredth block is left for validation."""
+    """What run_clm.py does with the text before it builds the model; a hundredth of the text is left for validation."""
     import numpy as np
 
     from stylegen.blocks import cut_blocks, prepare_text

@@ -302,7 +302,7 @@ def test_labels_are_counted_with_prompts_and_truncation_too(documents, block_siz
     )
     indices = np.arange(len(blocks))
     labels = blocks.batch(indices)["labels"]
-    assert blocks.num_labels(indices) == int((labels != IGNORED).sum()) if len(blocks) else True
+    assert blocks.num_labels(indices) == int((labels != IGNORED).sum())
     lengths = [len(document) + 1 for document in documents]
     kept = [max(min(length, block_size) - prompt, 0) if truncate else length - prompt
             for length, prompt in zip(lengths, prompts, strict=True)]  # fmt: skip

@@ -504,7 +504,7 @@ def test_boilerplate_is_cut_and_counted_unless_it_is_to_be_kept(tmp_path):
     path = write(tmp_path / "a.txt", GUTENBERG)
     findings = Findings()
     assert joined(list(read_pieces(Source(files=(path,)), TextOptions(), findings))) == ["It was night.\n"]
-    assert (findings.boilerplate_files, findings.boilerplate_characters) == (1, len(GUTENBERG) - 14)
+    assert (findings.boilerplate_texts, findings.boilerplate_characters) == (1, len(GUTENBERG) - 14)
     assert read_documents([path], keep_boilerplate=True) == [GUTENBERG]
 
 

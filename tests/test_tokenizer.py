@@ -17,7 +17,7 @@ from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
 from stylegen.config import UsageError
 from stylegen.tokenizer import (
     END_OF_TEXT,
-    encode_documents,
+    DocumentEncoder,
     fitting_vocab_size,
     load_tokenizer,
     slices,
@@ -26,6 +26,10 @@ from stylegen.tokenizer import (
 )
 from stylegen.tokenizer.encode import SAFE_CUT, _safe_cut
 from stylegen.tokenizer.train import LONGEST_TRAINED_WORD, _training_pieces
+
+
+def encode_documents(tokenizer, documents, num_workers, **options):
+    return DocumentEncoder(tokenizer, **options)(documents, num_workers)
 
 
 def encode(tokenizer, document, **options):

@@ -18,6 +18,7 @@ from test_tokenizer import (
     OURS,
     TEXT,
     backend_bpe,
+    encode_documents,
     examples,
     ids_of_the_whole,
     model_parts,
@@ -28,7 +29,7 @@ from test_tokenizer import (
 )
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from stylegen.tokenizer import END_OF_TEXT, encode_documents, fast, slices
+from stylegen.tokenizer import END_OF_TEXT, fast, slices
 from stylegen.tokenizer.encode import (
     SAFE_CUT,
     SPACE_CUT,
@@ -330,13 +331,13 @@ def test_merges_of_which_tiktoken_would_take_another_are_left_to_the_library():
     twin = tiktoken.Encoding("twin", pat_str=fast.GPT2_SPLIT, mergeable_ranks=ranks, special_tokens={})
     assert twin.encode_ordinary("xabc") == [ord("x"), 258]
 
-    assert fast._tiktoken_encoding(backend) is None
+    assert fast._tiktoken_ranks(backend) is None
     assert encoded(wrapped(backend), [["xabc abc"]]) == [ids_of_the_whole(wrapped(backend), "xabc abc")]
 
 
 def test_the_same_merges_in_an_order_that_is_safe_are_tiktokens():
     backend = bpe_of([("a", "b"), ("b", "c"), ("ab", "c")])
-    assert fast._tiktoken_encoding(backend) is not None
+    assert fast._tiktoken_ranks(backend) is not None
     assert encoded(wrapped(backend), [["xabc bc"]]) == [ids_of_the_whole(wrapped(backend), "xabc bc")]
 
 
@@ -366,7 +367,7 @@ def test_whatever_the_merges_are_the_ids_are_the_librarys(pairs, seed):
     ids=["a word of two merges", "a byte missing", "dropout", "ignore_merges", "suffix", "no prefix"],
 )
 def test_only_a_bpe_without_further_rules_is_tiktokens(backend, request):
-    assert (fast._tiktoken_encoding(backend) is not None) == ("no prefix" in request.node.name)
+    assert (fast._tiktoken_ranks(backend) is not None) == ("no prefix" in request.node.name)
 
 
 @pytest.mark.parametrize(
@@ -374,9 +375,9 @@ def test_only_a_bpe_without_further_rules_is_tiktokens(backend, request):
 )
 def test_only_the_split_of_gpt2_is_tiktokens(split):
     backend = bpe_of([("a", "b")])
-    assert fast._tiktoken_encoding(backend) is not None
+    assert fast._tiktoken_ranks(backend) is not None
     backend.pre_tokenizer = split
-    assert fast._tiktoken_encoding(backend) is None
+    assert fast._tiktoken_ranks(backend) is None
 
 
 def test_characters_the_libraries_see_differently_are_found():

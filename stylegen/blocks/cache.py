@@ -4,7 +4,7 @@
       meta.json                    counts, the fingerprint of text and tokenizer, what was met while reading
       train.bin validation.bin     ids of a side, uint16 or uint32: <|endoftext|> document <|endoftext|> ...
       train.starts.npy ...         int64 (documents + 1,): where each document's <|endoftext|> stands, and the last one
-      train.prompts.npy ...        int64 (documents,): tokens that are prompt, for pairs
+      train.prompts.npy ...        int64 (documents,): tokens that are prompt, where the loss leaves them out
       tokenizer/
 
 KEY stands for the files' paths, sizes and modification times and for every option. While an entry is written under
@@ -52,7 +52,7 @@ class TokenStream:
 
     framed   ids (tokens + 2,), with <|endoftext|> before the first and after the last document too
     starts   int64 (documents + 1,), positions in `framed` of the <|endoftext|> before each document and at the end
-    prompts  int64 (documents,), tokens at the start of each document that are prompt, or None without pairs
+    prompts  int64 (documents,), tokens at the start of each document that are prompt, or None if nobody asked
     """
 
     framed: np.ndarray
@@ -105,14 +105,14 @@ def open_entry(
 
 
 def write_sides(
-    folder: Path, sides: Sequence[Side], tokenizer: PreTrainedTokenizerFast, num_workers: int, pairs: bool
+    folder: Path, sides: Sequence[Side], tokenizer: PreTrainedTokenizerFast, num_workers: int, prompts: bool
 ) -> dict[str, dict[str, int]]:
-    """Tokenize both sides, which consist of `pairs` or not, into `folder`; returns the counts of each by name."""
+    """Tokenize both sides into `folder`, noting where prompts end if asked to; returns the counts of each by name."""
     encode = DocumentEncoder(tokenizer)
     counts = {}
     for name, side in zip(SIDES, sides, strict=True):
         counts[name] = _write_side(folder, name, side, tokenizer, encode, num_workers)
-        if pairs:
+        if prompts:
             np.save(folder / f"{name}.prompts.npy", _prompt_tokens(side, tokenizer))
     return counts
 
@@ -165,7 +165,7 @@ def _open_side(entry: Path, name: str, meta: dict[str, Any]) -> TokenStream:
     counts = TextCounts(**meta[name])
     framed = np.memmap(entry / f"{name}.bin", dtype=meta["dtype"], mode="r")
     starts = np.load(entry / f"{name}.starts.npy", mmap_mode="r")
-    prompts = np.load(entry / f"{name}.prompts.npy", mmap_mode="r") if meta["pairs"] else None
+    prompts = np.load(entry / f"{name}.prompts.npy", mmap_mode="r") if meta["prompts"] else None
     if len(framed) != counts.tokens + 2 or len(starts) != counts.documents + 1:
         raise ValueError("cut short")
     return TokenStream(framed, starts, prompts, counts)

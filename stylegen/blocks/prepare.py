@@ -15,7 +15,7 @@ from stylegen.blocks.cache import SIDES, TokenCache, TokenStream, open_entry, wr
 from stylegen.blocks.packing import Blocks, PackedBlocks, StreamBlocks
 from stylegen.blocks.split import Side, split_store
 from stylegen.config import TrainArguments, UsageError
-from stylegen.config.checks import DEFAULT_SPLIT_PERCENTAGE, has_pairs
+from stylegen.config.checks import DEFAULT_SPLIT_PERCENTAGE
 from stylegen.corpus import (
     SHAKESPEARE,
     Findings,
@@ -46,6 +46,7 @@ def prepare_text(arguments: TrainArguments, train: Source, validation: Source | 
     split = (percentage, arguments.seed) if len(sources) == 1 else None
     state = [source.state() for source in sources]
     identity, get_tokenizer = _tokenizer(arguments)
+    prompts = arguments.completion_only_loss  # where they end takes a second look at every pair
 
     def build(folder: Path) -> None:
         findings = Findings()
@@ -57,17 +58,17 @@ def prepare_text(arguments: TrainArguments, train: Source, validation: Source | 
         sides = _sides(train, stores, split)
         tokenizer = get_tokenizer(sides[0])
         num_workers = arguments.preprocessing_num_workers or os.cpu_count() or 1
-        counts = write_sides(folder, sides, tokenizer, num_workers, has_pairs(arguments))
+        counts = write_sides(folder, sides, tokenizer, num_workers, prompts)
         digests = [store.digest for store in stores]
         fingerprint = _hash([digests, split, tokenizer.backend_tokenizer.to_str()])
         for store in stores:
             store.path.unlink()
-        meta = {"pairs": has_pairs(arguments), "fingerprint": fingerprint, "findings": asdict(findings)}
+        meta = {"prompts": prompts, "fingerprint": fingerprint, "findings": asdict(findings)}
         write_meta(folder, tokenizer, {**counts, **meta})
 
     # The files themselves are in the state.
     where = [asdict(source) | {"files": None, "pair_files": bool(source.pair_files)} for source in sources]
-    key = _hash([CACHE_FORMAT, state, where, version, asdict(options), split, identity])
+    key = _hash([CACHE_FORMAT, state, where, version, asdict(options), split, identity, prompts])
     cache = open_entry(_cache_dir(arguments), key, build, arguments.overwrite_cache)
     for name, stream in zip(SIDES, (cache.train, cache.validation), strict=True):
         if stream.counts.tokens < 2:
@@ -82,24 +83,24 @@ def cut_blocks(arguments: TrainArguments, cache: TokenCache) -> tuple[Blocks, Bl
     assert arguments.block_size and cache.tokenizer.pad_token_id is not None
     pad_id: int = cache.tokenizer.pad_token_id
     if arguments.packing != "stream":
-        options: dict[str, Any] = {
-            "truncate": arguments.packing == "pad",
-            "completion_only": arguments.completion_only_loss,
-        }
-        packed = (
+        limits = (arguments.max_train_samples, arguments.max_eval_samples)
+        train, validation = (
             PackedBlocks(
-                cache.train, arguments.block_size, pad_id, limit=arguments.max_train_samples, **options
-            ),
-            PackedBlocks(
-                cache.validation, arguments.block_size, pad_id, limit=arguments.max_eval_samples, **options
-            ),
+                stream,
+                arguments.block_size,
+                pad_id,
+                truncate=arguments.packing == "pad",
+                completion_only=arguments.completion_only_loss,
+                limit=limit,
+            )
+            for stream, limit in zip((cache.train, cache.validation), limits, strict=True)
         )
-        for name, blocks in zip(SIDES, packed, strict=True):
-            if not len(blocks):
-                raise UsageError(
-                    f"no {name} pair has a completion within block_size {arguments.block_size}; use a larger one"
-                )
-        return packed
+        if not (len(train) and len(validation)):
+            raise UsageError(
+                f"no {'validation' if len(train) else 'train'} pair has a completion within block_size "
+                f"{arguments.block_size}; use a larger one"
+            )
+        return train, validation
     available = cache.validation.counts.tokens - 1
     if arguments.validation_split_percentage and available < arguments.block_size:
         raise UsageError(
@@ -148,9 +149,9 @@ def describe_text(cache: TokenCache) -> list[str]:
     dropped = cache.findings["dropped"]
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
     rows.append(f"{'dropped':12}{sum(dropped.values()):>12,}" + (f"  ({reasons})" if reasons else ""))
-    if files := cache.findings["boilerplate_files"]:
+    if texts := cache.findings["boilerplate_texts"]:
         rows.append(
-            f"Project Gutenberg headers and footers cut from {files:,} file{'s' * (files > 1)} "
+            f"Project Gutenberg headers and footers cut from {texts:,} text{'s' * (texts > 1)} "
             f"({cache.findings['boilerplate_characters']:,} characters); --keep_boilerplate keeps them"
         )
     rows += [f"warning: {line}" for line in cache.findings["same_content"]]

@@ -76,15 +76,14 @@ def _cut_tail(store: TextStore, target: int) -> tuple[Side, Side]:
     before, behind = store.ranges[: index + 1].copy(), store.ranges[index:].copy()
     before[-1, 1] = behind[0, 0] = cut
     in_first = int(store.characters[:index].sum()) + sum(map(len, store.chunks(start, cut)))
-    sides = (
-        (before, store.prompts[: index + 1], in_first),
-        (behind, store.prompts[index:], int(store.characters.sum()) - in_first),
-    )
-    kept = [(ranges[:, 0] < ranges[:, 1], ranges, prompts, size) for ranges, prompts, size in sides]
-    train, validation = (
-        Side(store, ranges[mask], prompts[mask], size) for mask, ranges, prompts, size in kept
-    )
-    return train, validation
+    in_second = int(store.characters.sum()) - in_first
+    return _without_empty(store, before, in_first), _without_empty(store, behind, in_second)
+
+
+def _without_empty(store: TextStore, ranges: np.ndarray, characters: int) -> Side:
+    """A side that the cut may have left an empty document; pairs are not cut, so there are no prompts."""
+    kept = ranges[ranges[:, 0] < ranges[:, 1]]
+    return Side(store, kept, np.zeros(len(kept), dtype=np.int64), characters)
 
 
 def _bytes_of(store: TextStore, start: int, end: int, characters: int) -> int:

@@ -24,6 +24,7 @@ SCHEDULES = (
 )  # fmt: skip
 TRACKERS = ("wandb", "tensorboard", "trackio")
 DTYPES = ("float32", "bfloat16", "float16")
+END_OF_TEXT = "<|endoftext|>"  # stands between documents, starts a text without a prompt, ends it, and pads
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -123,7 +124,7 @@ class DataArguments:
         False, "repair spaced punctuation in pairs: ` ,` -> `,`, ` n't` -> `n't`, `<newline>` -> a line break"
     )
     document_separator: str | None = arg(
-        "<|endoftext|>", "text between two documents of one file or row; none keeps each whole"
+        END_OF_TEXT, "text between two documents of one file or row; none keeps each whole"
     )
     keep_boilerplate: bool = arg(False, "keep Project Gutenberg headers and footers, which are cut otherwise")
     validation_split_percentage: float | None = arg(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stylegen.config import UsageError
+from stylegen.config import END_OF_TEXT, UsageError
 from stylegen.corpus.clean import cut_boilerplate, detokenize, split_at
 from stylegen.corpus.decode import decoded, read_text
 from stylegen.corpus.files import SHAKESPEARE, TABLE_SUFFIXES, Source, text_suffix
@@ -40,7 +40,7 @@ class TextOptions:
     text_column: str | None = None
     prompt_column: str | None = None
     completion_column: str | None = None
-    document_separator: str | None = "<|endoftext|>"
+    document_separator: str | None = END_OF_TEXT
     keep_boilerplate: bool = False
     pair_separator: str = " <sep> "
     max_completion_words: int | None = None
@@ -51,8 +51,7 @@ class TextOptions:
 class Findings:
     """What was met while reading, for the log."""
 
-    files: int = 0
-    boilerplate_files: int = 0
+    boilerplate_texts: int = 0
     boilerplate_characters: int = 0
     dropped: dict[str, int] = field(default_factory=dict)  # why -> documents
     same_content: list[str] = field(default_factory=list)
@@ -67,7 +66,6 @@ def read_pieces(source: Source, options: TextOptions, findings: Findings) -> Ite
         yield from _row_pieces(rows, f"dataset {source.dataset}", options, findings)
     else:
         for path in source.paths():
-            findings.files += 1
             if (suffix := text_suffix(path)) in TABLE_SUFFIXES:
                 yield from _row_pieces(table_rows(path, suffix), str(path), options, findings)
             elif options.prompt_column:
@@ -84,7 +82,7 @@ def read_pieces(source: Source, options: TextOptions, findings: Findings) -> Ite
 
 def _without_boilerplate(pieces: Iterable[str], options: TextOptions, findings: Findings) -> Iterable[str]:
     def note_cut(characters: int) -> None:
-        findings.boilerplate_files += 1
+        findings.boilerplate_texts += 1
         findings.boilerplate_characters += characters
 
     return pieces if options.keep_boilerplate else cut_boilerplate(pieces, note_cut)

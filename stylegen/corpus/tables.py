@@ -23,9 +23,8 @@ LARGEST_GZIP_RATIO = 1032  # deflate cannot do better
 def table_rows(path: Path, suffix: str) -> Iterator[Row]:
     """The rows of one table. Raises UsageError with the file, and the line where it can be known."""
     _refuse_huge_rows(path, suffix)
-    if (
-        suffix == ".parquet" and path.suffix.lower() == ".gz"
-    ):  # its index is at its end, so it must be unpacked
+    # The index of a Parquet file is at its end, so it must be unpacked.
+    if suffix == ".parquet" and path.suffix.lower() == ".gz":
         with tempfile.TemporaryDirectory() as folder:
             unpacked = Path(folder) / path.stem
             try:
@@ -43,8 +42,6 @@ def dataset_rows(name: str, config_name: str | None, split: str, streaming: bool
     datasets = _datasets()
     try:
         yield from datasets.load_dataset(name, config_name, split=split, streaming=streaming)
-    except UsageError:
-        raise
     except Exception as error:  # datasets raises whatever its builders and the hub client raise
         raise UsageError(f"dataset_name {name} cannot be loaded: {first_line(error)}") from error
 
@@ -103,9 +100,8 @@ def _csv_options(path: Path, suffix: str, datasets: Any) -> dict[str, Any]:
     with _open_text(path) as file:
         rows = csv.reader(file, delimiter=separator)
         header, first = next(rows, []), next(rows, [])
-    if len(first) > len(
-        header
-    ):  # pandas would take the surplus for row names, and the texts from the next column
+    # pandas would take the surplus for row names, and the texts from the next column.
+    if len(first) > len(header):
         raise UsageError(
             f"{path} row 1 has {len(first)} cells, but there are {len(header)} column names; put texts with a "
             f"{'tab' if suffix == '.tsv' else 'comma'} in them into quotes"

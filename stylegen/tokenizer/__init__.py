@@ -11,15 +11,14 @@ import numpy as np
 from tokenizers import decoders
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from stylegen.config import UsageError, first_line
-from stylegen.tokenizer.encode import DocumentEncoder, encode_documents, slices
-from stylegen.tokenizer.train import END_OF_TEXT, fitting_vocab_size, train_tokenizer
+from stylegen.config import END_OF_TEXT, UsageError, first_line
+from stylegen.tokenizer.encode import DocumentEncoder, slices
+from stylegen.tokenizer.train import fitting_vocab_size, train_tokenizer
 
 __all__ = [
     "BYTE_TOKEN",
     "END_OF_TEXT",
     "DocumentEncoder",
-    "encode_documents",
     "fitting_vocab_size",
     "load_tokenizer",
     "num_ids",

@@ -1,5 +1,6 @@
 """`python -m stylegen.tokenizer FILES... [--flag value ...]`: train a tokenizer alone, or measure one."""
 
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -60,11 +61,9 @@ def _train(argv: list[str]) -> None:
 
 def _count(tokenizer, store) -> tuple[int, int]:
     """(tokens of the whole text, those of them that are unknown or single bytes of unknown characters)."""
-    import os
-
     import numpy as np
 
-    from stylegen.tokenizer import BYTE_TOKEN, encode_documents, num_ids
+    from stylegen.tokenizer import BYTE_TOKEN, DocumentEncoder, num_ids
 
     words = tokenizer.get_vocab()
     is_unknown = np.zeros(num_ids(tokenizer), dtype=bool)
@@ -72,7 +71,7 @@ def _count(tokenizer, store) -> tuple[int, int]:
     if tokenizer.unk_token_id is not None:
         is_unknown[tokenizer.unk_token_id] = True
     tokens = unknown = 0
-    for ids, _ in encode_documents(tokenizer, store.documents(store.ranges), os.cpu_count() or 1):
+    for ids, _ in DocumentEncoder(tokenizer)(store.documents(store.ranges), os.cpu_count() or 1):
         tokens, unknown = tokens + len(ids), unknown + int(is_unknown[ids].sum())
     return tokens, unknown
 

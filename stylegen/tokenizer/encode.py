@@ -92,16 +92,6 @@ class DocumentEncoder:
         return _in_order(lambda unit: _encode_unit(self.backend, self.fast, *unit), units, num_workers)
 
 
-def encode_documents(
-    tokenizer: PreTrainedTokenizerFast,
-    documents: Iterable[Iterable[str]],
-    num_workers: int,
-    size: int = SLICE_CHARACTERS,
-) -> Iterator[Ids]:
-    """What a `DocumentEncoder` made for this one use yields."""
-    return DocumentEncoder(tokenizer, size)(documents, num_workers)
-
-
 def _pieces(document: Iterable[str], size: int, cut: re.Pattern[str] | None) -> Iterable[str]:
     return slices(document, size, cut) if cut else ["".join(document)]
 

@@ -94,10 +94,10 @@ def _character_ids(backend: Tokenizer) -> Callable[[str], np.ndarray | None] | N
 
 
 def _word_ids(backend: Tokenizer) -> Callable[[str], np.ndarray | None] | None:
-    served = _tiktoken_encoding(backend)
+    served = _tiktoken_ranks(backend)
     if served is None:
         return None
-    encoding, table = served
+    ranks, table = served
     # Threads that share one wait for each other at every word: each has its own.
     own = threading.local()
 
@@ -105,7 +105,7 @@ def _word_ids(backend: Tokenizer) -> Callable[[str], np.ndarray | None] | None:
         if not _splits_alike(text):
             return None
         if not hasattr(own, "encoding"):
-            own.encoding = _encoding(GPT2_SPLIT, encoding._mergeable_ranks)
+            own.encoding = _encoding(GPT2_SPLIT, ranks)
         try:
             return table[own.encoding.encode_to_numpy(text, disallowed_special=())]
         except ValueError:  # a run of a million white characters is more than the stack of its regex holds
@@ -114,8 +114,8 @@ def _word_ids(backend: Tokenizer) -> Callable[[str], np.ndarray | None] | None:
     return ids
 
 
-def _tiktoken_encoding(backend: Tokenizer) -> tuple[tiktoken.Encoding, np.ndarray] | None:
-    """tiktoken's twin of a byte-level BPE and the id of each of its ranks, uint32 (V,); None if it may differ."""
+def _tiktoken_ranks(backend: Tokenizer) -> tuple[dict[bytes, int], np.ndarray] | None:
+    """tiktoken's ranks of a byte-level BPE and the id of each, uint32 (V,); None if its ids may differ."""
     if not splits_as_gpt2(backend):
         return None
     ranked = _ranked_words(backend)
@@ -123,7 +123,7 @@ def _tiktoken_encoding(backend: Tokenizer) -> tuple[tiktoken.Encoding, np.ndarra
         return None
     to_bytes = {ord(character): byte for character, byte in _byte_alphabet().items()}
     ranks = {word.translate(to_bytes).encode("latin-1"): rank for rank, word in enumerate(ranked)}
-    return _encoding(GPT2_SPLIT, ranks), np.array([*ranked.values()], dtype=np.uint32)
+    return ranks, np.array([*ranked.values()], dtype=np.uint32)
 
 
 def splits_as_gpt2(backend: Tokenizer) -> bool:

@@ -10,11 +10,10 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from stylegen.config import UsageError
+from stylegen.config import END_OF_TEXT, UsageError
 from stylegen.tokenizer.encode import slices
 from stylegen.tokenizer.fast import NUM_CODE_POINTS, code_points, normal_form
 
-END_OF_TEXT = "<|endoftext|>"
 # Words longer than this are pieces of data, not words; training on them whole costs time with its square.
 LONGEST_TRAINED_WORD = 256
 # The library takes 256 pieces at once; small ones, that they do not fill the memory.
