@@ -76,8 +76,8 @@ def summarize(run_dir: Path) -> str:
 
 def compare_runs(run_dirs: list[Path]) -> Path:
     """Draw the validation curves of several runs into comparison.png in the folder that holds them all."""
-    runs = {path.resolve().name: _read_run(path)[0] for path in run_dirs}
     folder = Path(os.path.relpath(os.path.commonpath([path.resolve().parent for path in run_dirs])))
+    runs = {os.path.relpath(path, folder): _read_run(path)[0] for path in run_dirs}
     return draw_comparison(runs, folder / "comparison.png")
 
 

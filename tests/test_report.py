@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard
 
 from stylegen.config import UsageError
 from stylegen.figures import training_loss_between
-from stylegen.report import main, summarize, write_report
+from stylegen.report import compare_runs, main, summarize, write_report
 from stylegen.train import main as train_main
 
 PAGES = ["README.md", "report.html", "report.md"]
@@ -120,6 +120,15 @@ def test_the_training_wrote_the_same_pages_that_the_command_writes_again(finishe
     write_report(run_dir)
     for name in PAGES:
         assert (run_dir / name).read_text() == (finished / name).read_text()
+
+
+def test_runs_of_the_same_name_are_both_drawn(run_dir, tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr("stylegen.report.draw_comparison", lambda runs, path: drawn.update(runs) or path)
+    for place in ("a", "b"):
+        shutil.copytree(run_dir, tmp_path / place / "run")
+    compare_runs([tmp_path / "a" / "run", tmp_path / "b" / "run"])
+    assert list(drawn) == ["a/run", "b/run"]
 
 
 def test_the_command_writes_the_pages_of_several_runs_and_says_where(run_dir, tmp_path):

@@ -14,10 +14,9 @@ from transformers import PreTrainedTokenizerFast
 from stylegen.blocks.cache import SIDES, TokenCache, TokenStream, open_entry, write_meta, write_sides
 from stylegen.blocks.packing import Blocks, PackedBlocks, StreamBlocks
 from stylegen.blocks.split import Side, split_store
-from stylegen.config import TrainArguments, UsageError
+from stylegen.config import SHAKESPEARE, TrainArguments, UsageError
 from stylegen.config.checks import DEFAULT_SPLIT_PERCENTAGE
 from stylegen.corpus import (
-    SHAKESPEARE,
     Findings,
     Source,
     TextOptions,

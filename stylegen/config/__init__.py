@@ -2,11 +2,18 @@
 
 from stylegen.config.checks import check_arguments, resolve_arguments
 from stylegen.config.errors import UsageError, first_line, run_command
-from stylegen.config.fields import END_OF_TEXT, GenerateArguments, TokenizerCommandArguments, TrainArguments
+from stylegen.config.fields import (
+    END_OF_TEXT,
+    SHAKESPEARE,
+    GenerateArguments,
+    TokenizerCommandArguments,
+    TrainArguments,
+)
 from stylegen.config.parse import dump_arguments, parse_arguments, read_preset
 
 __all__ = [
     "END_OF_TEXT",
+    "SHAKESPEARE",
     "GenerateArguments",
     "TokenizerCommandArguments",
     "TrainArguments",

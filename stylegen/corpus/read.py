@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stylegen.config import END_OF_TEXT, UsageError
+from stylegen.config import END_OF_TEXT, SHAKESPEARE, UsageError
 from stylegen.corpus.clean import cut_boilerplate, detokenize, split_at
 from stylegen.corpus.decode import decoded, read_text
-from stylegen.corpus.files import SHAKESPEARE, TABLE_SUFFIXES, Source, text_suffix
+from stylegen.corpus.files import TABLE_SUFFIXES, Source, text_suffix
 from stylegen.corpus.tables import UNNAMED, dataset_rows, dataset_splits, table_rows
 
 __all__ = ["Findings", "Piece", "TextOptions", "dataset_splits", "read_pieces", "read_text"]
