@@ -49,3 +49,17 @@ def evaluate(model: torch.nn.Module, blocks: Blocks, batch_size: int, accelerato
         loss_sum, num_correct = accelerator.reduce(sums).tolist()
     tokens = blocks.num_labels(indices)
     return Evaluation(loss=loss_sum / tokens, accuracy=num_correct / tokens, tokens=tokens)
+
+
+@torch.no_grad()
+def first_block_loss(model: torch.nn.Module, blocks: Blocks, device: torch.device) -> float:
+    """Mean loss of a `LanguageModelLoss` on the first block, in nats per token: what a saved model is compared by.
+
+    A collective where the weights are cut over the processes. The model is left in the mode it was in.
+    """
+    was_training = model.training
+    model.eval()
+    first = np.array([0])
+    loss, _ = model(**{name: tensor.to(device) for name, tensor in blocks.batch(first).items()})
+    model.train(was_training)
+    return loss.item() / blocks.num_labels(first)

@@ -33,6 +33,13 @@ class LanguageModelLoss(nn.Module):
     def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model
+        # What Accelerate asks the outermost module for: the layers that are sharded one by one, and its width.
+        self._no_split_modules = list(model._no_split_modules or ())
+        self.config = model.config
+
+    def tie_weights(self) -> None:
+        """Tie the output layer to the embedding anew, where sharding has made new tensors of both."""
+        self.model.tie_weights()
 
     def forward(
         self, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor | None = None
@@ -219,9 +226,22 @@ def embedding_rows(model: PreTrainedModel) -> int:
     return model.get_input_embeddings().weight.size(0)  # type: ignore[operator]
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write a plain Transformers folder: config.json, model.safetensors, tokenizer.json and their like."""
-    model.save_pretrained(str(folder))
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Write a plain Transformers folder: config.json, model.safetensors, tokenizer.json and their like.
+
+    weights  whole fp32 weights by name where the model itself holds pieces of them; tied ones once
+    """
+    if weights is None:
+        model.save_pretrained(str(folder))
+    else:
+        model.save_pretrained(str(folder), state_dict=weights)
+        model.config.dtype = "float32"  # of what was written, not of what trains
+        model.config.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from transformers import get_scheduler
 
 from stylegen.config import UsageError
@@ -51,6 +52,12 @@ def build_optimizer(
     if name == "muon":
         return MuonWithAdamW(groups, learning_rate, **options)
     return torch.optim.AdamW(_plain(groups), lr=learning_rate, **options)
+
+
+def torch_optimizers(optimizer: Any) -> tuple[torch.optim.Optimizer, ...]:
+    """The plain torch optimizers inside, whose `state` is by parameter."""
+    inner = optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
+    return inner.parts if isinstance(inner, MuonWithAdamW) else (inner,)
 
 
 def build_schedule(

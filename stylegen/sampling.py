@@ -63,11 +63,13 @@ def write_texts(
     batch_size: int = 8,
     first_number: int = 0,
     on_text: Callable[[str], None] | None = None,
+    together: bool = False,
 ) -> Iterator[tuple[str, str]]:
     """Yield (prompt, continuation) for each prompt, `num_return_sequences` times, in order.
 
     first_number  number of the first text, which its random numbers depend on
     on_text       called with each new piece of text as it is written, for a single text
+    together      the model is cut over processes, and each of them writes the same texts at the same time
     The model is put into evaluation mode and back into the mode it was in.
     """
     jobs = [(prompt, number) for prompt in prompts for number in range(num_return_sequences)]
@@ -87,7 +89,7 @@ def write_texts(
                 _start_row(tokenizer, prompt, first_number + start + i, settings)
                 for i, (prompt, _) in enumerate(batch)
             ]
-            _write(model, tokenizer, rows, settings, on_text)
+            _write(model, tokenizer, rows, settings, on_text, together)
             yield from (
                 (prompt, _continuation(tokenizer, row.ids[: row.prompt_length], row.new_ids))
                 for (prompt, _), row in zip(batch, rows, strict=True)
@@ -128,7 +130,9 @@ def _start_row(
 
 
 @torch.no_grad()
-def _write(model, tokenizer, rows: list[_Row], settings: SamplingSettings, on_text) -> None:
+def _write(
+    model, tokenizer, rows: list[_Row], settings: SamplingSettings, on_text, together: bool
+) -> None:
     """Write all rows to their end: each turn fills the model's context, then the window slides."""
     window = context_length(model)
     written = 0
@@ -150,6 +154,7 @@ def _write(model, tokenizer, rows: list[_Row], settings: SamplingSettings, on_te
             generation_config=_generation_config(tokenizer, settings, count),
             logits_processor=_drawing(settings, draws, inputs.shape[1]),
             streamer=streamer,
+            synced_gpus=together,
         )
         for row, ids in zip(active, output[:, inputs.shape[1] :].tolist(), strict=True):
             if tokenizer.eos_token_id in ids:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from stylegen.config import processes
 from stylegen.config.errors import UsageError
 from stylegen.config.fields import (
     SHAKESPEARE,
@@ -16,6 +17,7 @@ from stylegen.config.fields import (
     TokenizerCommandArguments,
     TrainArguments,
 )
+from stylegen.config.launcher import check_launcher
 
 DEFAULT_SPLIT_PERCENTAGE = 5.0
 # Names under which architectures keep the number of positions they can attend to.
@@ -26,11 +28,11 @@ _AT_LEAST_ONE = (
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
     "total_batch_size", "logging_steps", "eval_steps", "checkpointing_steps", "save_total_limit", "sample_steps",
     "sample_max_new_tokens", "early_stopping_patience", "num_return_sequences", "max_new_tokens", "num_beams",
-    "batch_size", "max_completion_words",
+    "batch_size", "max_completion_words", "ddp_timeout",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "max_train_steps", "num_warmup_steps", "weight_decay", "adam_epsilon", "max_grad_norm", "seed",
-    "sample_temperature", "temperature", "top_k", "min_frequency", "random_windows",
+    "sample_temperature", "temperature", "top_k", "min_frequency", "random_windows", "watchdog_seconds",
 )  # fmt: skip
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **{name: (lambda value: value >= 1, "at least 1") for name in _AT_LEAST_ONE},
@@ -199,8 +201,8 @@ def _check_training(arguments: TrainArguments) -> None:
     _check_positions(arguments)
     _tracker_names(arguments.report_to)
     _check_writable(arguments.output_path, "output_dir")
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    _batch_sizes(arguments, world_size)
+    check_launcher(arguments)
+    _batch_sizes(arguments, processes.world_size())
 
 
 def _check_positions(arguments: TrainArguments) -> None:

@@ -1,8 +1,17 @@
 """What a user's mistake looks like: one line that names the thing and the remedy, exit code 2, no traceback."""
 
 import os
+import platform
 import sys
+import time
+import traceback
+import typing
 from collections.abc import Callable, Sequence
+
+from stylegen.config.processes import local_rank, rank, world_size
+
+REPEAT_SECONDS = 2.0  # after which an error is that of this rank only: the launcher ends the others at the first one
+LOST_CONTACT = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL", "Broken pipe")
 
 
 class UsageError(ValueError):
@@ -26,12 +35,12 @@ def run_command(command: Callable[[list[str]], int | None], argv: Sequence[str] 
     except UsageError as error:
         if "--debug" in arguments:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        _print_once(f"error: {error}")
         return 2
     except FloatingPointError as error:
         if "--debug" in arguments:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        _print_once(f"error: {error}")
         return 1
     except KeyboardInterrupt:  # before the training listens, or a second time because it must end at once
         print("interrupted", file=sys.stderr)
@@ -41,3 +50,34 @@ def run_command(command: Callable[[list[str]], int | None], argv: Sequence[str] 
         # it flushes stdout at exit, so give it somewhere to flush to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        if world_size() == 1:
+            raise
+        _end_rank(error)
+
+
+def _print_once(message: str) -> None:
+    """Print what most likely every rank has to say: the first one does, the others if they live on after that."""
+    if world_size() > 1 and rank() > 0:
+        time.sleep(REPEAT_SECONDS if local_rank() == 0 else 2 * REPEAT_SECONDS)
+        message = f"rank {rank()} on {platform.node()}: {message}"
+    print(message, file=sys.stderr, flush=True)
+
+
+def _end_rank(error: Exception) -> typing.NoReturn:
+    """Say what happened and leave at once: cleaning up could wait for the other ranks for ever.
+
+    Those notice it by the closed connection, and what they say comes later and is one line.
+    """
+    where = f"rank {rank()} of {world_size()} on {platform.node()}"
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in LOST_CONTACT):
+        print(
+            f"error: {where} lost contact with another rank, which failed or was killed ({first_line(error)}); the "
+            f"same command goes on from the last checkpoint",
+            file=sys.stderr,
+        )
+    else:
+        print(f"error: {where} failed, and with it the job:\n{traceback.format_exc()}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)

@@ -200,6 +200,15 @@ class TrainingArguments:
         "auto goes on from the newest checkpoint in output_dir; never; or a checkpoint's path",
         free=True,
     )
+    ddp_timeout: int = arg(
+        1800, "seconds that one process waits for the others in a collective before it fails", free=True
+    )
+    watchdog_seconds: float = arg(
+        600.0, "seconds without progress after which a job of several processes names the rank that hangs and ends; 0 never", free=True,
+    )
+    save_on_each_node: bool = arg(
+        False, "every machine keeps its own checkpoints: for an output_dir that is not on a shared file system", free=True
+    )
     debug: bool = arg(False, "show the traceback of an error", free=True)
 
 

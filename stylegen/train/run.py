@@ -5,7 +5,6 @@ does those of the last step. All of them are functions of the step, so a run tha
 what the uninterrupted one would have done.
 """
 
-import contextlib
 import math
 import os
 import shutil
@@ -20,13 +19,14 @@ from stylegen.blocks import micro_batches, step_indices
 from stylegen.checkpoint import list_checkpoints, save_checkpoint
 from stylegen.config import TrainArguments, UsageError
 from stylegen.corpus import Source
-from stylegen.evaluate import evaluate
+from stylegen.evaluate import evaluate, first_block_loss
 from stylegen.export import BEST
-from stylegen.model import save_model
+from stylegen.model import LanguageModelLoss, load_model, save_model
 from stylegen.optim import set_learning_rate
 from stylegen.report import summarize, write_report
-from stylegen.runtime import StopRequest, logger, max_memory_bytes
+from stylegen.runtime import StopRequest, cuts_weights, logger, max_memory_bytes
 from stylegen.sampling import SamplingSettings, write_texts
+from stylegen.sharding import accumulating, callable_inside, holds_pieces, whole_norm, whole_weights
 from stylegen.train.directory import promote_best
 from stylegen.train.setup import Run, State, set_up
 
@@ -46,7 +46,7 @@ class Stopwatch:
 def train(arguments: TrainArguments, train_source: Source, validation_source: Source | None) -> int:
     """Train as `arguments` say, on the text of the two sources; returns the exit code."""
     run, state = set_up(arguments, train_source, validation_source)
-    stop = StopRequest()
+    stop = StopRequest(run.directory)
     try:
         if run.resumed_at is not None and _is_last(run, state):
             logger.info(f"{run.directory} finished at step {state.step}; give more epochs or steps to go on")
@@ -54,10 +54,13 @@ def train(arguments: TrainArguments, train_source: Source, validation_source: So
         else:
             _start_trackers(run)
             reason = loop(run, state, stop)
+        if run.writes and reason is None:
+            promote_best(run.directory)
         if run.accelerator.is_main_process:
-            _finish(run, reason)
+            _finish(run, state, reason)
         run.accelerator.wait_for_everyone()
     finally:
+        run.watchdog.stop()
         run.tracker.finish()
         stop.restore()
     run.accelerator.end_training()
@@ -69,6 +72,7 @@ def loop(run: Run, state: State, stop: StopRequest) -> str | None:
     arguments, watch = run.arguments, Stopwatch()
     run.model.train()
     while True:
+        run.watchdog.tick(f"the end of step {state.step}")
         reason = stop.agreed(run.accelerator)
         last = _is_last(run, state)
         # What a resumed step asks for was done before its checkpoint was written.
@@ -83,11 +87,12 @@ def loop(run: Run, state: State, stop: StopRequest) -> str | None:
             if last or _is_due(arguments.sample_steps, state.step, run):
                 write_samples(run, state)
             if last or reason or _is_due(arguments.checkpointing_steps, state.step, run):
-                state.finished = last
+                state.finished, state.stopped_by = last, None if last else reason
                 save(run, state)
         if last or reason:
             return None if last else reason
         grad_norm = train_step(run, state, watch)
+        run.watchdog.arm()
         if state.step % arguments.logging_steps == 0 or state.step == run.num_steps:
             log_training(run, state, watch, grad_norm)
             watch = Stopwatch()
@@ -98,7 +103,8 @@ def train_step(run: Run, state: State, watch: Stopwatch) -> float:
 
     The gradient is that of the mean loss over all tokens of the step, however it is cut into forward passes
     and processes: each pass contributes its sum, divided by the tokens of the whole step.
-    Raises FloatingPointError, before the weights are touched, if the gradient is not finite.
+    Raises FloatingPointError, before the weights are touched (but for DeepSpeed, which takes its step within the
+    backward pass), if the gradient is not finite.
     """
     started = time.perf_counter()
     arguments, accelerator = run.arguments, run.accelerator
@@ -114,19 +120,19 @@ def train_step(run: Run, state: State, watch: Stopwatch) -> float:
     )
     for number, share in enumerate(shares):
         waiting = time.perf_counter()
+        run.watchdog.tick(f"step {state.step + 1}, reading pass {number + 1} of {len(shares)}")
         batch = {
             name: tensor.to(accelerator.device)
             for name, tensor in run.train_blocks.batch(share, epoch).items()
         }
         watch.data_seconds += time.perf_counter() - waiting
-        is_last = number == len(shares) - 1
-        with contextlib.nullcontext() if is_last else accelerator.no_sync(run.model):
+        run.watchdog.tick(f"step {state.step + 1}, pass {number + 1} of {len(shares)}")
+        with accumulating(accelerator, run.model, is_last=number == len(shares) - 1):
             loss_sum, _ = run.model(**batch)
             accelerator.backward(loss_sum * (world_size / tokens))  # the ranks' gradients are averaged
         state.loss_sum += loss_sum.item()
-    norm = accelerator.clip_grad_norm_(run.model.parameters(), arguments.max_grad_norm or math.inf)
-    grad_norm = float(norm)
-    if not math.isfinite(grad_norm) and accelerator.scaler is None:  # fp16 scaling meets infinities and copes
+    grad_norm = whole_norm(accelerator.clip_grad_norm_(run.model.parameters(), arguments.max_grad_norm or math.inf))
+    if not math.isfinite(grad_norm) and arguments.mixed_precision != "fp16":  # its scaling meets infinities and copes
         raise FloatingPointError(_not_finite(run, state, grad_norm))
     run.optimizer.step()
     run.optimizer.zero_grad()
@@ -157,6 +163,7 @@ def log_training(run: Run, state: State, watch: Stopwatch, grad_norm: float) -> 
 
 def evaluate_model(run: Run, state: State) -> None:
     """Evaluate and log; the best model after training began is kept aside. A collective."""
+    run.watchdog.rest()
     result = evaluate(
         run.model, run.validation_blocks, run.arguments.per_device_eval_batch_size, run.accelerator
     )
@@ -167,18 +174,25 @@ def evaluate_model(run: Run, state: State) -> None:
         state.stale_evaluations += 1
         return
     state.best_loss, state.best_step, state.stale_evaluations = result.loss, state.step, 0
-    if run.accelerator.is_main_process:
-        best, temporary = run.directory / BEST, run.directory / f"{BEST}.tmp"
+    state.check_loss = first_block_loss(run.model, run.validation_blocks, run.accelerator.device)
+    best, temporary = run.directory / BEST, run.directory / f"{BEST}.tmp"
+    if run.writes:
         shutil.rmtree(temporary, ignore_errors=True)
-        save_model(run.base_model, run.tokenizer, temporary)
+    _write_model(run, temporary)
+    if run.writes:
         shutil.rmtree(best, ignore_errors=True)
         os.rename(temporary, best)
     run.accelerator.wait_for_everyone()
 
 
 def write_samples(run: Run, state: State) -> None:
-    """Let the model write from the fixed prompts, into samples/ and to the trackers."""
-    if not run.accelerator.is_main_process:
+    """Let the model write from the fixed prompts, into samples/ and to the trackers. A collective.
+
+    Where no process has the whole model all of them write, the same, and the first one keeps it.
+    """
+    run.watchdog.rest()
+    together = cuts_weights(run.accelerator)
+    if not (run.accelerator.is_main_process or together):
         return
     arguments = run.arguments
     settings = SamplingSettings(
@@ -186,28 +200,41 @@ def write_samples(run: Run, state: State) -> None:
         temperature=arguments.sample_temperature,
         seed=SAMPLE_SEED,
     )
-    with run.accelerator.autocast():
-        pairs = list(write_texts(run.base_model, run.tokenizer, arguments.sample_prompts, settings))
+    prompts = arguments.sample_prompts
+    with run.accelerator.autocast(), callable_inside(run.accelerator, run.model):
+        pairs = list(write_texts(run.base_model, run.tokenizer, prompts, settings, together=together))
     texts = [prompt + continuation for prompt, continuation in pairs]
     header = (
         f"# step {state.step}, epoch {state.step / run.steps_per_epoch:.2f}, seed {settings.seed}, "
-        f"temperature {settings.temperature:g}, {settings.max_new_tokens} tokens, prompts {arguments.sample_prompts}\n"
+        f"temperature {settings.temperature:g}, {settings.max_new_tokens} tokens, prompts {prompts}\n"
     )
-    path = run.directory / "samples" / f"step-{state.step:06d}.txt"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(header + "\n====\n".join(texts) + "\n", encoding="utf-8")
-    run.tracker.log_samples(state.step, texts)
+    if run.accelerator.is_main_process:
+        path = run.directory / "samples" / f"step-{state.step:06d}.txt"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(header + "\n====\n".join(texts) + "\n", encoding="utf-8")
+        run.tracker.log_samples(state.step, texts)
 
 
 def save(run: Run, state: State) -> None:
     """Write a checkpoint of this step. A collective."""
+    run.watchdog.rest()
     total = _sum_over_ranks(run, state.loss_sum)
     state.loss_sum = total if run.accelerator.is_main_process else 0.0
     path = save_checkpoint(
-        run.directory, state.step, asdict(state), run.fingerprint, run.accelerator, run.optimizer,
-        lambda folder: save_model(run.base_model, run.tokenizer, folder), run.arguments.save_total_limit,
+        run.directory, state.step, {**asdict(state), "loss_sum": total}, run.fingerprint, run.accelerator,
+        run.base_model, run.optimizer, lambda folder: _write_model(run, folder), run.arguments.save_total_limit,
+        run.arguments.save_on_each_node,
     )  # fmt: skip
     logger.info(f"saved {path}")
+
+
+def _write_model(run: Run, folder: Path) -> None:
+    """Write model and tokenizer, where this rank writes. A collective if the weights have to be collected."""
+    weights = None
+    if holds_pieces(run.accelerator):
+        weights = whole_weights(run.accelerator, run.base_model, keep=run.writes)
+    if run.writes:
+        save_model(run.base_model, run.tokenizer, folder, weights)
 
 
 def _start_trackers(run: Run) -> None:
@@ -221,10 +248,10 @@ def _start_trackers(run: Run) -> None:
     )
 
 
-def _finish(run: Run, stopped_by: str | None) -> None:
-    """Put the best model in its place, draw, report, and print what there is."""
+def _finish(run: Run, state: State, stopped_by: str | None) -> None:
+    """Check the model that was saved, draw, report, and print what there is."""
     if stopped_by is None:
-        promote_best(run.directory)
+        _check_saved_model(run, state)
     figures: list[Path] = []
     try:
         figures = write_report(run.directory)
@@ -245,6 +272,23 @@ def _finish(run: Run, stopped_by: str | None) -> None:
     if stopped_by:
         print(f"stopped by {stopped_by}; the same command goes on from here")
     sys.stdout.flush()
+
+
+def _check_saved_model(run: Run, state: State) -> None:
+    """Load the final folder as anybody would, and compare its loss on a block with what training measured.
+
+    Raises RuntimeError if they differ by more than the precision of the training explains.
+    """
+    if state.check_loss is None:
+        return
+    model = LanguageModelLoss(load_model(str(run.directory), dtype="float32"))
+    loss = first_block_loss(model, run.validation_blocks, torch.device("cpu"))
+    if not math.isclose(loss, state.check_loss, rel_tol=1e-4 if run.arguments.mixed_precision == "no" else 5e-2):
+        raise RuntimeError(
+            f"the model in {run.directory} has loss {loss:.6f} on the first validation block, but had "
+            f"{state.check_loss:.6f} when it was saved: its files are damaged, or saving it went wrong"
+        )
+    logger.info(f"{run.directory} loads in Transformers and gives the loss it was saved with")
 
 
 def _is_last(run: Run, state: State) -> bool:

@@ -3,12 +3,11 @@
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -22,7 +21,13 @@ from stylegen.blocks import (
     predicted_bytes,
     prepare_text,
 )
-from stylegen.checkpoint import find_damage, load_training_state, newest_checkpoint, read_manifest
+from stylegen.checkpoint import (
+    find_damage,
+    is_writer,
+    load_training_state,
+    newest_checkpoint,
+    read_manifest,
+)
 from stylegen.config import TrainArguments, UsageError, resolve_arguments
 from stylegen.corpus import Source
 from stylegen.model import (
@@ -35,8 +40,24 @@ from stylegen.model import (
     num_parameters,
     parameter_groups,
 )
+from stylegen.metrics import training_bytes
 from stylegen.optim import build_optimizer, build_schedule
-from stylegen.runtime import build_accelerator, describe_environment, logger, seed_everything, start_logging
+from stylegen.runtime import (
+    Watchdog,
+    build_accelerator,
+    check_machines,
+    check_same,
+    code_fingerprint,
+    cuts_weights,
+    describe_environment,
+    describe_topology,
+    logger,
+    resolve_precision,
+    seed_everything,
+    start_logging,
+    zero_stage,
+)
+from stylegen.sharding import load_master_weights
 from stylegen.tracking import Tracker
 from stylegen.train import directory
 
@@ -54,6 +75,8 @@ class State:
     best_step: int | None = None
     stale_evaluations: int = 0  # evaluations since the best one
     finished: bool = False
+    stopped_by: str | None = None  # why the checkpoint was written before its time: a signal, or what STOP says
+    check_loss: float | None = None  # of the best model on the first validation block, to compare after saving it
 
 
 @dataclass
@@ -63,6 +86,7 @@ class Run:
     arguments: TrainArguments
     accelerator: Accelerator
     model: nn.Module  # LanguageModelLoss, prepared
+    base_model: PreTrainedModel  # the one inside
     optimizer: Optimizer
     schedule: Callable[[int], float]  # step -> learning rate
     train_blocks: Blocks
@@ -74,10 +98,12 @@ class Run:
     num_steps: int
     tracker: Tracker
     resumed_at: int | None  # the step of the checkpoint it goes on from
+    watchdog: Watchdog
 
     @property
-    def base_model(self) -> PreTrainedModel:
-        return self.accelerator.unwrap_model(self.model).model
+    def writes(self) -> bool:
+        """Whether this rank writes what one rank writes."""
+        return is_writer(self.accelerator, self.arguments.save_on_each_node)
 
     @property
     def directory(self) -> Path:
@@ -90,7 +116,9 @@ def set_up(
     """Build the run and the state it starts from. Raises UsageError for what the user can put right."""
     accelerator = _start_process(arguments)
     arguments, config = _resolve(arguments, accelerator)
+    directory.check_shared(arguments, accelerator)
     checkpoint = _checkpoint_to_resume(arguments)
+    check_same(accelerator, "checkpoints to go on from", {"checkpoint": checkpoint and checkpoint.name})
     seed_everything(arguments.seed)
     cache = _prepare_text(arguments, train_source, validation_source, accelerator)
     train_blocks, validation_blocks = cut_blocks(arguments, cache)
@@ -108,29 +136,52 @@ def set_up(
         arguments.optim, parameter_groups(model, arguments.weight_decay), arguments.learning_rate,
         (arguments.adam_beta1, arguments.adam_beta2), arguments.adam_epsilon,
     )  # fmt: skip
-    prepared, optimizer = accelerator.prepare(LanguageModelLoss(model), optimizer)
+    num_params = num_parameters(model)
+    prepared, optimizer = _prepare(arguments, accelerator, model, optimizer)
     state = _start_state(checkpoint, accelerator, num_steps)
-    if accelerator.is_main_process:
-        _open_directory(arguments, accelerator, afresh=checkpoint is None)
-    accelerator.wait_for_everyone()
+    _open_directory(arguments, accelerator, afresh=checkpoint is None)
     tracker = Tracker(arguments.output_path, accelerator.is_main_process, num_steps, state.step)
     run = Run(
-        arguments=arguments, accelerator=accelerator, model=prepared, optimizer=optimizer, schedule=schedule,
-        train_blocks=train_blocks, validation_blocks=validation_blocks,
+        arguments=arguments, accelerator=accelerator, model=prepared, base_model=model, optimizer=optimizer,
+        schedule=schedule, train_blocks=train_blocks, validation_blocks=validation_blocks,
         validation_bytes=predicted_bytes(cache.validation, validation_blocks, cache.tokenizer),
         tokenizer=cache.tokenizer, fingerprint=cache.fingerprint,
         steps_per_epoch=steps_per_epoch, num_steps=num_steps, tracker=tracker,
         resumed_at=state.step if checkpoint else None,
+        watchdog=Watchdog(accelerator, arguments.watchdog_seconds),
     )  # fmt: skip
-    _describe(run, cache)
+    _describe(run, cache, num_params)
     if checkpoint:
-        load_training_state(checkpoint, accelerator, optimizer)
+        load_training_state(checkpoint, accelerator, model, optimizer, arguments.seed)
+    elif accelerator.process_index > 0:  # dropout of one rank is not to be that of another
+        seed_everything(arguments.seed, accelerator.process_index)
     return run, state
 
 
+def _prepare(
+    arguments: TrainArguments, accelerator: Accelerator, model: PreTrainedModel, optimizer: Optimizer
+) -> tuple[nn.Module, Optimizer]:
+    """Wrap model and optimizer as the launcher's configuration says."""
+    if not zero_stage(accelerator):
+        return accelerator.prepare(LanguageModelLoss(model), optimizer)
+    config = accelerator.state.deepspeed_plugin.deepspeed_config
+    config["train_micro_batch_size_per_gpu"] = arguments.per_device_train_batch_size
+    config["gradient_accumulation_steps"] = 1  # the loop weighs its passes itself, and says which is the last
+    config["gradient_clipping"] = arguments.max_grad_norm
+    masters = None
+    if arguments.mixed_precision != "no":  # DeepSpeed would make them from what it has rounded
+        masters = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    prepared, optimizer = accelerator.prepare(LanguageModelLoss(model), optimizer)
+    if masters:
+        load_master_weights(model, masters)
+    return prepared, optimizer
+
+
 def _start_process(arguments: TrainArguments) -> Accelerator:
-    accelerator = build_accelerator(arguments.mixed_precision)
+    accelerator = build_accelerator(arguments.mixed_precision, arguments.ddp_timeout)
     start_logging(accelerator.is_main_process)
+    check_machines(accelerator)
+    check_same(accelerator, "code", code_fingerprint())
     if accelerator.gradient_accumulation_steps != 1:
         raise UsageError(
             f"the launcher sets gradient_accumulation_steps {accelerator.gradient_accumulation_steps}, which belongs "
@@ -145,7 +196,10 @@ def _resolve(arguments: TrainArguments, accelerator: Accelerator) -> tuple[Train
     """The arguments with nothing left open, and the model's configuration."""
     arguments = resolve_arguments(arguments, accelerator.num_processes)
     config, block_size = config_for(arguments)
-    return replace(arguments, mixed_precision=accelerator.mixed_precision, block_size=block_size), config
+    precision = resolve_precision(arguments.mixed_precision)
+    arguments = replace(arguments, mixed_precision=precision, block_size=block_size)
+    check_same(accelerator, "arguments", asdict(arguments))
+    return arguments, config
 
 
 def _checkpoint_to_resume(arguments: TrainArguments) -> Path | None:
@@ -186,12 +240,7 @@ def _prepare_text(
         with accelerator.main_process_first():  # it is made anew once, and not while others read it
             again = replace(arguments, overwrite_cache=accelerator.is_main_process)
             cache = prepare_text(again, train, validation)
-    fingerprints = gather_object([cache.fingerprint])
-    if len(set(fingerprints)) > 1:
-        raise UsageError(
-            f"the processes read different texts (fingerprints {', '.join(sorted(set(fingerprints)))}); "
-            f"give all of them the same files"
-        )
+    check_same(accelerator, "texts", {"fingerprint": cache.fingerprint})
     return cache
 
 
@@ -240,20 +289,33 @@ def _start_state(checkpoint: Path | None, accelerator: Accelerator, num_steps: i
 
 
 def _open_directory(arguments: TrainArguments, accelerator: Accelerator, afresh: bool) -> None:
-    if afresh:
-        directory.clear_directory(arguments.output_path)
-    directory.clear_leftovers(arguments.output_path)
-    directory.record_start(arguments, describe_environment(accelerator, accelerator.mixed_precision))
+    """Make the run directory ready, on every machine that keeps one. A collective."""
+    folder = arguments.output_path
+    if is_writer(accelerator, arguments.save_on_each_node):
+        if afresh:
+            directory.clear_directory(folder)
+        directory.clear_leftovers(folder)
+        directory.record_start(arguments, describe_environment(accelerator, arguments.mixed_precision))
+    accelerator.wait_for_everyone()
 
 
-def _describe(run: Run, cache: TokenCache) -> None:
-    arguments = run.arguments
+def _describe(run: Run, cache: TokenCache, num_params: int) -> None:
+    arguments, accelerator = run.arguments, run.accelerator
     for line in describe_text(cache):
         logger.info(line)
     logger.info(describe("train", cache.train, run.train_blocks))
     logger.info(describe("validation", cache.validation, run.validation_blocks))
+    total, passes = arguments.total_batch_size or 0, arguments.gradient_accumulation_steps
     logger.info(
-        f"{num_parameters(run.model):,} parameters, vocabulary {len(cache.tokenizer):,}, {run.num_steps:,} steps of "
-        f"{arguments.total_batch_size} blocks, {run.steps_per_epoch:,} a pass over the text, "
-        f"precision {arguments.mixed_precision}, {run.accelerator.device}"
+        f"{describe_topology(accelerator)}, precision {arguments.mixed_precision}; a step is {total} blocks = "
+        f"{arguments.per_device_train_batch_size} x {accelerator.num_processes} processes x {passes} passes = "
+        f"{total * (arguments.block_size or 0):,} tokens"
+    )
+    stage = 3 if cuts_weights(accelerator) else zero_stage(accelerator)
+    rounded = zero_stage(accelerator) and arguments.mixed_precision != "no"
+    memory = training_bytes(num_params, accelerator.num_processes, stage, 2 if rounded else 4)
+    logger.info(
+        f"{num_params:,} parameters, vocabulary {len(cache.tokenizer):,}, {run.num_steps:,} steps, "
+        f"{run.steps_per_epoch:,} a pass over the text; weights, gradients and optimizer take about "
+        f"{memory / 2**20:,.0f} MB a process, activations come on top"
     )

@@ -1,0 +1,92 @@
+"""Where the processes of a job are, whether they are the same, and what can be said of them in a line."""
+
+import hashlib
+import os
+import platform
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, gather_object
+
+import stylegen
+from stylegen.config import UsageError
+from stylegen.config.processes import local_world_size
+
+
+def zero_stage(accelerator: Accelerator) -> int:
+    """How much DeepSpeed cuts apart: 1 the optimizer's state, 2 gradients too, 3 weights too; 0 without it."""
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        return 0
+    return int(accelerator.state.deepspeed_plugin.zero_stage)
+
+
+def cuts_weights(accelerator: Accelerator) -> bool:
+    """Whether no process holds all weights, so that every forward pass is a collective: FSDP and ZeRO-3."""
+    return accelerator.distributed_type == DistributedType.FSDP or zero_stage(accelerator) == 3
+
+
+def describe_topology(accelerator: Accelerator) -> str:
+    """As "2 x 4 processes (ZeRO-3, nccl)" for two machines with four each."""
+    if accelerator.num_processes == 1:
+        return f"1 process on {accelerator.device}, {torch.get_num_threads()} threads"
+    stage = zero_stage(accelerator)
+    kind = f"ZeRO-{stage}" if stage else "FSDP2" if cuts_weights(accelerator) else "DDP"
+    machines = accelerator.num_processes // local_world_size()
+    threads = f", {torch.get_num_threads()} threads each" if accelerator.device.type == "cpu" else ""
+    return (
+        f"{f'{machines} x ' if machines > 1 else ''}{local_world_size()} processes ({kind} over "
+        f"{torch.distributed.get_backend()}) on {accelerator.device.type}{threads}"
+    )
+
+
+def check_machines(accelerator: Accelerator) -> None:
+    """Raise UsageError, on every rank, if the machines of the job have different numbers of processes."""
+    if accelerator.num_processes == 1:
+        return
+    counts = dict(gather_object([(os.environ.get("GROUP_RANK", "0"), (platform.node(), local_world_size()))]))
+    if len({count for _, count in counts.values()}) > 1:
+        each = ", ".join(f"{count} on {host}" for host, count in counts.values())
+        raise UsageError(
+            f"the machines have different numbers of processes ({each}), which the share of each rank is not made "
+            f"for; start as many on each, or leave the smaller ones out"
+        )
+
+
+def check_same(accelerator: Accelerator, what: str, values: dict[str, Any]) -> None:
+    """Raise UsageError, on every rank, naming what is not the same on all of them.
+
+    what    what `values` are, for the message, such as "arguments"
+    values  names with anything that can be printed
+    """
+    if accelerator.num_processes == 1:
+        return
+    texts = {name: repr(value) for name, value in values.items()}
+    everyone: list[dict[str, str]] = gather_object([texts])
+    for number, theirs in enumerate(everyone):
+        for name in sorted(set(everyone[0]) | set(theirs)):
+            first, other = everyone[0].get(name), theirs.get(name)
+            if first != other:
+                raise UsageError(
+                    f"the processes have different {what}: {name} is {first} on rank 0 and {other} on rank {number}; "
+                    f"give all of them the same"
+                )
+
+
+def code_fingerprint() -> dict[str, str]:
+    """The versions of what the numbers depend on, and a digest of our own source."""
+    root = Path(stylegen.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    packages = ("torch", "transformers", "accelerate", "numpy")
+    return {"stylegen": digest.hexdigest()[:12], **{name: version(name) for name in packages}}
+
+
+def ranks_that_lack(accelerator: Accelerator, path: Path) -> list[str]:
+    """The hosts of ranks that do not see `path`; a collective."""
+    answers: Iterable[tuple[str, bool]] = gather_object([(platform.node(), path.exists())])
+    return sorted({host for host, there in answers if not there})
