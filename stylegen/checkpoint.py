@@ -45,7 +45,7 @@ class OptimizerFiles:
         self._where: dict[str, dict[str, Any]] = {}
         for path in sorted(checkpoint.glob("optimizer-*.safetensors")):
             file: Any = safe_open(str(path), framework="pt")
-            for entry in file.keys():
+            for entry in file.keys():  # noqa: SIM118  it cannot be iterated over
                 parameter, _, key = entry.rpartition("/")
                 self._where.setdefault(parameter, {})[key] = file
 
@@ -143,7 +143,7 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     """The manifest. Raises UsageError if there is none, or one of a format that this version does not know."""
     try:
         manifest = json.loads((checkpoint / "manifest.json").read_text())
-        is_other = int(manifest["format"]) != FORMAT
+        is_other = isinstance(manifest["format"], int) and manifest["format"] != FORMAT
         if not is_other and manifest["sha256"] != _digest(manifest):
             raise ValueError
     except (OSError, ValueError, TypeError, KeyError):
@@ -204,12 +204,18 @@ def load_training_state(
 
 
 def _write_optimizer(
-    folder: Path, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, each_node: bool
+    folder: Path,
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    each_node: bool,
 ) -> None:
     """Write this rank's share of the optimizer's state: each parameter goes to the rank that has least so far."""
     savers = local_world_size() if each_node else accelerator.num_processes
     mine = accelerator.local_process_index if each_node else accelerator.process_index
-    share, load, owners = {}, [0] * savers, {}
+    share: dict[str, torch.Tensor] = {}
+    owners: dict[str, int] = {}
+    load = [0] * savers
     for parameter, key, tensor in optimizer_state(accelerator, model, optimizer):
         owner = owners.setdefault(parameter, load.index(min(load)))
         load[owner] += tensor.numel()

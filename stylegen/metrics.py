@@ -31,11 +31,15 @@ def weighted_mean(values: list[float], weights: list[float]) -> float:
 def training_bytes(num_parameters: int, num_processes: int, stage: int, bytes_per_weight: int = 4) -> float:
     """Memory of one process for weights, gradients and AdamW's state, without activations.
 
-    stage             what is cut over the processes, as ZeRO counts (Rajbhandari et al., 2020): 1 the optimizer's state,
-                      2 gradients too, 3 weights too (as FSDP does), 0 nothing
+    stage             what is cut over the processes, as ZeRO counts (Rajbhandari et al., 2020): 1 the state of the
+                      optimizer, 2 gradients too, 3 weights too (as FSDP does), 0 nothing
     bytes_per_weight  4, or 2 where the weights are bf16 or fp16 and the optimizer has fp32 ones of its own
     """
     state = 8 + (4 if bytes_per_weight < 4 else 0)
-    cut = [state if stage >= 1 else 0, bytes_per_weight if stage >= 2 else 0, bytes_per_weight if stage >= 3 else 0]
+    cut = [
+        state if stage >= 1 else 0,
+        bytes_per_weight if stage >= 2 else 0,
+        bytes_per_weight if stage >= 3 else 0,
+    ]
     whole = state + 2 * bytes_per_weight - sum(cut)
     return num_parameters * (whole + sum(cut) / num_processes)

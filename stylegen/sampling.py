@@ -130,9 +130,7 @@ def _start_row(
 
 
 @torch.no_grad()
-def _write(
-    model, tokenizer, rows: list[_Row], settings: SamplingSettings, on_text, together: bool
-) -> None:
+def _write(model, tokenizer, rows: list[_Row], settings: SamplingSettings, on_text, together: bool) -> None:
     """Write all rows to their end: each turn fills the model's context, then the window slides."""
     window = context_length(model)
     written = 0

@@ -93,7 +93,9 @@ def optimizer_state(
     if zero_stage(accelerator):
         yield from _zero_state(model, optimizer)
         return
-    states = {parameter: state for part in torch_optimizers(optimizer) for parameter, state in part.state.items()}
+    states = {
+        parameter: state for part in torch_optimizers(optimizer) for parameter, state in part.state.items()
+    }
     for name, parameter in model.named_parameters():
         for key, value in sorted(states.get(parameter, {}).items()):
             yield name, key, value.full_tensor() if isinstance(value, DTensor) else value
@@ -116,7 +118,7 @@ def load_optimizer_state(
                 }
 
 
-def load_master_weights(accelerator: Accelerator, model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+def load_master_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
     """Put fp32 weights into DeepSpeed's optimizer, which made its own from weights rounded to bf16 or fp16."""
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -164,7 +166,9 @@ def _zero_state(
         return
     _link(zero)
     state = inner.state[flats[0]]
-    keys = sorted(key for key, value in state.items() if torch.is_tensor(value) and value.shape == flats[0].shape)
+    keys = sorted(
+        key for key, value in state.items() if torch.is_tensor(value) and value.shape == flats[0].shape
+    )
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             for key in keys:

@@ -17,8 +17,8 @@ EXACT_FILES = {
     "samples/step-000004.txt",
 }  # fmt: skip
 CHECKPOINT_FILES = {
-    "config.json", "generation_config.json", "manifest.json", "model.safetensors", "optimizer.pt",
-    "random-00000.pt", "tokenizer.json", "tokenizer_config.json",
+    "config.json", "generation_config.json", "manifest.json", "model.safetensors",
+    "optimizer-00001-of-00001.safetensors", "random-00000.pt", "tokenizer.json", "tokenizer_config.json",
 }  # fmt: skip
 
 

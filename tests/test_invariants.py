@@ -183,8 +183,9 @@ def test_two_processes_give_the_numbers_of_one(train, tmp_path, text_file):
 def test_processes_that_do_not_know_each_other_are_refused(train, monkeypatch, capsys):
     """A launcher that says two where each would train alone: two trainings would write into one directory."""
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setattr(
-        "stylegen.runtime.Accelerator", lambda **options: types.SimpleNamespace(num_processes=1)
+        "stylegen.runtime.process.Accelerator", lambda **options: types.SimpleNamespace(num_processes=1)
     )
     train("lonely", "--max_train_steps", "1", code=2)
     assert "the launcher says 2 processes, but each of them trains alone" in capsys.readouterr().err

@@ -12,13 +12,13 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from stylegen import runtime
 from stylegen.config import UsageError
 from stylegen.runtime import (
     StopRequest,
     build_accelerator,
     max_memory_bytes,
     pick_device,
+    process,
     random_state,
     resolve_precision,
     restore_random_state,
@@ -45,7 +45,7 @@ def launcher(monkeypatch):
 @pytest.mark.parametrize("multiplies", [True, False])
 @pytest.mark.parametrize("asked", ["no", "bf16", "fp16"])
 def test_an_asked_precision_is_taken_whatever_the_hardware_does(asked, multiplies, launcher, monkeypatch):
-    monkeypatch.setattr(runtime, "_multiplies_bf16", lambda: multiplies)
+    monkeypatch.setattr(process, "_multiplies_bf16", lambda: multiplies)
     launcher(None)
     assert resolve_precision(asked) == asked
 
@@ -57,13 +57,13 @@ def test_an_asked_precision_is_taken_whatever_the_hardware_does(asked, multiplie
         (None, False, "no"),
         ("bf16", False, "bf16"),
         ("fp16", True, "fp16"),
-        ("no", True, "no"),
+        ("no", True, "bf16"),  # what `accelerate launch` says where nobody asked it
     ],
 )
 def test_auto_takes_the_launchers_precision_then_what_the_hardware_multiplies(
     from_launcher, multiplies, expected, launcher, monkeypatch
 ):
-    monkeypatch.setattr(runtime, "_multiplies_bf16", lambda: multiplies)
+    monkeypatch.setattr(process, "_multiplies_bf16", lambda: multiplies)
     launcher(from_launcher)
     assert resolve_precision("auto") == expected
 
@@ -100,6 +100,7 @@ def test_processes_that_do_not_know_each_other_are_refused(monkeypatch, launcher
     launcher(None)
     AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")  # the launcher has brought them together
     message = (
         "the launcher says 2 processes, but each of them trains alone; on a machine without GPUs "
         "set ACCELERATE_USE_CPU=true, or start one process"
@@ -205,6 +206,7 @@ class Processes:
     """What `agreed` asks an accelerator for; `others` of the other processes were asked to stop."""
 
     device = torch.device("cpu")
+    is_main_process = True
 
     def __init__(self, num_processes: int = 1, others: int = 0):
         self.num_processes, self.others = num_processes, others

@@ -4,7 +4,9 @@ from stylegen.config.checks import check_arguments, resolve_arguments
 from stylegen.config.errors import UsageError, first_line, run_command
 from stylegen.config.fields import (
     END_OF_TEXT,
+    REQUEUE,
     SHAKESPEARE,
+    STOP_FILE,
     GenerateArguments,
     TokenizerCommandArguments,
     TrainArguments,
@@ -13,7 +15,9 @@ from stylegen.config.parse import dump_arguments, parse_arguments, read_preset
 
 __all__ = [
     "END_OF_TEXT",
+    "REQUEUE",
     "SHAKESPEARE",
+    "STOP_FILE",
     "GenerateArguments",
     "TokenizerCommandArguments",
     "TrainArguments",

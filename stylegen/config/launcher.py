@@ -87,7 +87,7 @@ def _check_deepspeed(arguments: TrainArguments) -> None:
     for key, argument in OWNED_BY_THE_RUN.items():
         if config.get(key, "auto") != "auto":
             raise UsageError(
-                f"{path} sets {key} to {config[key]}, which belongs to the run; write \"auto\" there, and give "
+                f'{path} sets {key} to {config[key]}, which belongs to the run; write "auto" there, and give '
                 f"--{argument}"
             )
     for key in ("bf16", "fp16"):
@@ -98,7 +98,9 @@ def _check_deepspeed(arguments: TrainArguments) -> None:
             )
     for key, argument in REPLACED_BY_THE_RUN.items():
         if key in config:
-            raise UsageError(f"{path} has a section {key}, which belongs to the run; delete it, and give --{argument}")
+            raise UsageError(
+                f"{path} has a section {key}, which belongs to the run; delete it, and give --{argument}"
+            )
 
 
 def _refuse_a_lonely_process() -> None:

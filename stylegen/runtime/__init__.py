@@ -4,27 +4,26 @@ from stylegen.runtime.environment import describe_environment, max_memory_bytes,
 from stylegen.runtime.logs import logger, start_logging
 from stylegen.runtime.process import apply_speed_settings, build_accelerator, resolve_precision
 from stylegen.runtime.random_state import random_state, restore_random_state, seed_everything
-from stylegen.runtime.stop import REQUEUE, STOP_FILE, StopRequest
+from stylegen.runtime.stop import StopRequest
 from stylegen.runtime.topology import (
     check_machines,
     check_same,
+    check_shared,
     code_fingerprint,
     cuts_weights,
     describe_topology,
-    ranks_that_lack,
     zero_stage,
 )
 from stylegen.runtime.watchdog import Watchdog
 
 __all__ = [
-    "REQUEUE",
-    "STOP_FILE",
     "StopRequest",
     "Watchdog",
     "apply_speed_settings",
     "build_accelerator",
     "check_machines",
     "check_same",
+    "check_shared",
     "code_fingerprint",
     "cuts_weights",
     "describe_environment",
@@ -33,7 +32,6 @@ __all__ = [
     "max_memory_bytes",
     "pick_device",
     "random_state",
-    "ranks_that_lack",
     "resolve_precision",
     "restore_random_state",
     "seed_everything",

@@ -1,6 +1,5 @@
 """What the process runs on: devices, memory, versions."""
 
-import os
 import platform
 import subprocess
 import sys

@@ -21,6 +21,7 @@ def start_logging(is_main: bool) -> None:
     logger.handlers = [_ConsoleHandler()]
     logger.setLevel(logging.INFO if is_main else logging.ERROR)
     logger.propagate = False
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # it would write to stdout
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     import datasets

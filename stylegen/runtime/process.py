@@ -29,20 +29,18 @@ def build_accelerator(mixed_precision: str, timeout_seconds: int = 1800) -> Acce
     """
     apply_speed_settings()
     precision = resolve_precision(mixed_precision)
-    if local_world_size() > 1 and (uses_cpu() or not torch.cuda.is_available()):
+    if uses_cpu() or not torch.cuda.is_available():
+        # DeepSpeed warns that it found no GPU, even where it is merely installed.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
         _share_threads()
     _check_devices()
     timeout = datetime.timedelta(seconds=timeout_seconds)
     if world_size() > 1:
         _meet(timeout)
     accelerator = _join(precision, timeout)
-    if accelerator.num_processes != world_size():
-        raise UsageError(
-            f"the launcher says {world_size()} processes, but each of them trains alone; on a machine without GPUs "
-            f"set ACCELERATE_USE_CPU=true, or start one process"
-        )
-    cut = {DistributedType.FSDP: uses_fsdp(), DistributedType.DEEPSPEED: uses_deepspeed()}
-    assert world_size() == 1 or all((accelerator.distributed_type == kind) == asked for kind, asked in cut.items())
+    if world_size() > 1:
+        for kind, asked in (("FSDP", uses_fsdp()), ("DEEPSPEED", uses_deepspeed())):
+            assert (accelerator.distributed_type == kind) == asked, accelerator.distributed_type
     if accelerator.distributed_type == DistributedType.FSDP and precision == "bf16":
         from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -95,13 +93,17 @@ def _join(precision: str, timeout: datetime.timedelta) -> Accelerator:
             PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
         if uses_deepspeed():
             environment = {"ACCELERATE_USE_CPU": "false", "ACCELERATE_TORCH_DEVICE": "cpu"}
-            os.environ["DS_ACCELERATOR"] = "cpu"
     handlers: Any = [InitProcessGroupKwargs(**options)] if world_size() > 1 else None
     with patch_environment(**environment):
         accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=handlers)
+    if accelerator.num_processes != world_size():
+        raise UsageError(
+            f"the launcher says {world_size()} processes, but each of them trains alone; on a machine without GPUs "
+            f"set ACCELERATE_USE_CPU=true, or start one process"
+        )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        # Else Transformers builds and loads every model cut to pieces: other weights from the same seed, and a collective
-        # where one rank alone reads a finished model.
+        # Else Transformers builds and loads every model cut to pieces: other weights from the same seed, and a
+        # collective where one rank alone reads a finished model.
         unset_hf_deepspeed_config()
         accelerator.state.deepspeed_plugin.dschf = None
     return accelerator
@@ -114,8 +116,8 @@ def _meet(timeout: datetime.timedelta) -> None:
     address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
     if not (address and port):
         raise UsageError(
-            f"WORLD_SIZE is {world_size()}, but MASTER_ADDR or MASTER_PORT is not set; start with accelerate launch, or "
-            f"set both to the host of rank 0 and a free port there"
+            f"WORLD_SIZE is {world_size()}, but MASTER_ADDR or MASTER_PORT is not set; start with accelerate launch, "
+            f"or set both to the host of rank 0 and a free port there"
         )
     try:
         store = torch.distributed.TCPStore(
@@ -149,7 +151,7 @@ def _share_threads() -> None:
     A launcher sets one thread a process where nobody said anything, which leaves most cores idle; a number that the
     user set stays.
     """
-    if "OMP_NUM_THREADS" in os.environ and not _is_launchers_choice():
+    if local_world_size() == 1 or ("OMP_NUM_THREADS" in os.environ and not _is_launchers_choice()):
         return
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     allotted = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE") or cores

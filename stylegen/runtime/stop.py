@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from stylegen.config import STOP_FILE
+
 SECOND_INTERRUPT_SECONDS = 2.0  # launchers deliver the first Ctrl-C twice
-STOP_FILE = "STOP"
-REQUEUE = "requeue"  # what a job script writes into the file when its time is up: stopped, but not done
 
 
 class StopRequest:

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import platform
-from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -86,7 +85,26 @@ def code_fingerprint() -> dict[str, str]:
     return {"stylegen": digest.hexdigest()[:12], **{name: version(name) for name in packages}}
 
 
-def ranks_that_lack(accelerator: Accelerator, path: Path) -> list[str]:
-    """The hosts of ranks that do not see `path`; a collective."""
-    answers: Iterable[tuple[str, bool]] = gather_object([(platform.node(), path.exists())])
-    return sorted({host for host, there in answers if not there})
+def check_shared(accelerator: Accelerator, folder: Path) -> None:
+    """Raise UsageError, on every rank, if some do not see what the first one writes into `folder`.
+
+    Leaves nothing behind.
+    """
+    if accelerator.num_processes == 1:
+        return
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    probe = folder / ".seen-by-all"
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+    accelerator.wait_for_everyone()
+    answers: list[tuple[str, bool]] = gather_object([(platform.node(), probe.exists())])
+    if accelerator.is_main_process:
+        probe.unlink()
+        for path in missing:
+            path.rmdir()
+    if blind := sorted({host for host, sees in answers if not sees}):
+        raise UsageError(
+            f"what rank 0 writes into output_dir {folder} cannot be seen on {', '.join(blind)}; put it on a file "
+            f"system that all machines share, or give --save_on_each_node to keep checkpoints on each"
+        )

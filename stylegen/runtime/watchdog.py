@@ -64,7 +64,10 @@ class Watchdog:
                 self._store.set(f"watchdog/{self.rank}", json.dumps(message))
                 for other in range(self.world_size):
                     key = f"watchdog/{other}"
-                    if self._store.check([key]) and (text := self._store.get(key)) != seen.get(other, (b"",))[0]:
+                    if (
+                        self._store.check([key])
+                        and (text := self._store.get(key)) != seen.get(other, (b"",))[0]
+                    ):
                         seen[other] = (text, now)
             except RuntimeError:  # the store went with the rank or the launcher that held it
                 seen = seen or {self.rank: (json.dumps(message).encode(), now)}
@@ -80,9 +83,9 @@ class Watchdog:
                 row = rows[other][0]
                 what = "is stopped or gone" if mute else "hangs"
                 print(
-                    f"error: rank {other} on {row['host']} {what}: nothing for {self.seconds:g} s, last in {row['work']}; "
-                    f"the other ranks wait for it. The job ends; the same command goes on from the last checkpoint "
-                    f"(--watchdog_seconds)",
+                    f"error: rank {other} on {row['host']} {what}: nothing for {self.seconds:g} s, last in "
+                    f"{row['work']}; the other ranks wait for it. The job ends; the same command goes on from "
+                    f"the last checkpoint (--watchdog_seconds)",
                     file=sys.stderr,
                 )
         if self.rank in behind or mute:

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from accelerate import Accelerator
 
-from stylegen.config import TrainArguments, UsageError, dump_arguments
+from stylegen.config import STOP_FILE, TrainArguments, UsageError, dump_arguments
 from stylegen.config.checks import differences
-from stylegen.runtime import STOP_FILE, ranks_that_lack
 
 SETTINGS = "config.yaml"
 # Everything that a run writes into its directory; nothing else there is ever touched.
@@ -42,32 +40,6 @@ def check_directory(arguments: TrainArguments) -> None:
         )
 
 
-def check_shared(arguments: TrainArguments, accelerator: Accelerator) -> None:
-    """Raise UsageError, on every rank, if some do not see what the first one writes into the output directory.
-
-    Leaves nothing behind. A collective.
-    """
-    if accelerator.num_processes == 1 or arguments.save_on_each_node:
-        return
-    folder = arguments.output_path
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    probe = folder / ".seen-by-all"
-    if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-    accelerator.wait_for_everyone()
-    blind = ranks_that_lack(accelerator, probe)
-    if accelerator.is_main_process:
-        probe.unlink()
-        for path in missing:
-            path.rmdir()
-    if blind:
-        raise UsageError(
-            f"what rank 0 writes into output_dir {arguments.output_dir} cannot be seen on {', '.join(blind)}; put it on "
-            f"a file system that all machines share, or give --save_on_each_node to keep checkpoints on each"
-        )
-
-
 def previous_settings(folder: Path) -> dict[str, Any] | None:
     """The arguments of the run in `folder`, as they were resolved then, or None."""
     path = folder / SETTINGS
@@ -85,7 +57,11 @@ def refuse_changes(previous: dict[str, Any], arguments: TrainArguments, folder: 
     """Raise UsageError listing, key by key, what differs from the run in `folder` and would change past steps."""
     if rows := differences(previous, arguments):
         before = previous.get("total_batch_size")
-        keep = f"give --total_batch_size {before} to go on with it, " if before != arguments.total_batch_size else ""
+        keep = (
+            f"give --total_batch_size {before} to go on with it, "
+            if before != arguments.total_batch_size
+            else ""
+        )
         raise UsageError(
             f"{folder} holds a run with other arguments ({'; '.join(rows)}); {keep}choose another --output_dir, "
             f"or start afresh with --overwrite_output_dir"

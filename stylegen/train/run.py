@@ -131,8 +131,12 @@ def train_step(run: Run, state: State, watch: Stopwatch) -> float:
             loss_sum, _ = run.model(**batch)
             accelerator.backward(loss_sum * (world_size / tokens))  # the ranks' gradients are averaged
         state.loss_sum += loss_sum.item()
-    grad_norm = whole_norm(accelerator.clip_grad_norm_(run.model.parameters(), arguments.max_grad_norm or math.inf))
-    if not math.isfinite(grad_norm) and arguments.mixed_precision != "fp16":  # its scaling meets infinities and copes
+    grad_norm = whole_norm(
+        accelerator.clip_grad_norm_(run.model.parameters(), arguments.max_grad_norm or math.inf)
+    )
+    if (
+        not math.isfinite(grad_norm) and arguments.mixed_precision != "fp16"
+    ):  # its scaling meets infinities and copes
         raise FloatingPointError(_not_finite(run, state, grad_norm))
     run.optimizer.step()
     run.optimizer.zero_grad()
@@ -283,7 +287,9 @@ def _check_saved_model(run: Run, state: State) -> None:
         return
     model = LanguageModelLoss(load_model(str(run.directory), dtype="float32"))
     loss = first_block_loss(model, run.validation_blocks, torch.device("cpu"))
-    if not math.isclose(loss, state.check_loss, rel_tol=1e-4 if run.arguments.mixed_precision == "no" else 5e-2):
+    if not math.isclose(
+        loss, state.check_loss, rel_tol=1e-4 if run.arguments.mixed_precision == "no" else 5e-2
+    ):
         raise RuntimeError(
             f"the model in {run.directory} has loss {loss:.6f} on the first validation block, but had "
             f"{state.check_loss:.6f} when it was saved: its files are damaged, or saving it went wrong"

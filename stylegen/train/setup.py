@@ -30,6 +30,7 @@ from stylegen.checkpoint import (
 )
 from stylegen.config import TrainArguments, UsageError, resolve_arguments
 from stylegen.corpus import Source
+from stylegen.metrics import training_bytes
 from stylegen.model import (
     LanguageModelLoss,
     build_model,
@@ -40,13 +41,13 @@ from stylegen.model import (
     num_parameters,
     parameter_groups,
 )
-from stylegen.metrics import training_bytes
 from stylegen.optim import build_optimizer, build_schedule
 from stylegen.runtime import (
     Watchdog,
     build_accelerator,
     check_machines,
     check_same,
+    check_shared,
     code_fingerprint,
     cuts_weights,
     describe_environment,
@@ -75,8 +76,12 @@ class State:
     best_step: int | None = None
     stale_evaluations: int = 0  # evaluations since the best one
     finished: bool = False
-    stopped_by: str | None = None  # why the checkpoint was written before its time: a signal, or what STOP says
-    check_loss: float | None = None  # of the best model on the first validation block, to compare after saving it
+    stopped_by: str | None = (
+        None  # why the checkpoint was written before its time: a signal, or what STOP says
+    )
+    check_loss: float | None = (
+        None  # of the best model on the first validation block, to compare after saving it
+    )
 
 
 @dataclass
@@ -116,7 +121,8 @@ def set_up(
     """Build the run and the state it starts from. Raises UsageError for what the user can put right."""
     accelerator = _start_process(arguments)
     arguments, config = _resolve(arguments, accelerator)
-    directory.check_shared(arguments, accelerator)
+    if not arguments.save_on_each_node:
+        check_shared(accelerator, arguments.output_path)
     checkpoint = _checkpoint_to_resume(arguments)
     check_same(accelerator, "checkpoints to go on from", {"checkpoint": checkpoint and checkpoint.name})
     seed_everything(arguments.seed)
