@@ -1,9 +1,10 @@
-"""The same training on every topology that two CPUs can stand in for: losses, gradient norms, learning rates, evaluation.
+"""The same training on every topology that two CPUs can stand in for: losses, norms, learning rates, evaluation.
 
     python benchmarks/topologies.py [--only NAME ...] [--model_type llama]
 
-Prints a table and ends with 1 if a loss of the six steps differs from the first row's by more than 1e-5, a loss or an
-accuracy of an evaluation by more than 1e-6, or a learning rate at all. The last step is the short last group of an epoch.
+Prints a table and ends with 1 if a loss of the six steps differs from the first row's by more than 1e-5, a gradient
+norm by more than 1e-4, a loss or an accuracy of an evaluation by more than 1e-6, or a learning rate at all. The last
+step is the short last group of an epoch.
 """
 
 import argparse
@@ -59,10 +60,10 @@ def commands(config: str | None, processes: int, machines: int, port: int) -> li
     return [[*launch, "--machine_rank", str(rank), "run_clm.py"] for rank in range(machines)]
 
 
-def run(name: str, place: Path, flags: list[str]) -> list[dict]:
-    """The rows of metrics.jsonl of one topology."""
+def run(name: str, place: Path, flags: list[str], folder: Path | None = None) -> list[dict]:
+    """Train, or go on, in `folder` (default: one of its own) on one topology; the rows of metrics.jsonl."""
     config, processes, machines, size, eval_size = ROWS[name]
-    folder = place / name.replace(" ", "_")
+    folder = folder or place / name.replace(" ", "_")
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     sizes = ["--per_device_train_batch_size", str(size), "--per_device_eval_batch_size", str(eval_size)]
     jobs = [

@@ -236,6 +236,8 @@ def save_model(
 
     weights  whole fp32 weights by name where the model itself holds pieces of them; tied ones once
     """
+    # Who calls this writes; Transformers would let the first rank alone, and each machine may keep a copy.
+    model.should_save_on_this_rank = lambda is_main_process: True  # type: ignore[method-assign]
     if weights is None:
         model.save_pretrained(str(folder))
     else:

@@ -1,15 +1,11 @@
 """Equivalent runs give equal numbers: the tests that every change of the loop has to pass."""
 
-import os
-import subprocess
-import sys
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, evaluations, metrics, training_losses
+from conftest import evaluations, metrics, training_losses
 from safetensors.torch import load_file
 
 STEPS = (
@@ -154,30 +150,6 @@ def test_every_block_is_seen_once_an_epoch(train, monkeypatch):
     assert sorted(first) == sorted(second) == list(range(21))
     assert list(first) != list(second)
     assert metrics(folder)[-1]["train/epoch"] == 2.0
-
-
-def test_two_processes_give_the_numbers_of_one(train, tmp_path, text_file):
-    """The real launcher, DDP over gloo; 43 blocks leave a short last group of 3, so that one rank has less."""
-    off = "n_layer=2,n_head=2,n_embd=32,resid_pdrop=0,embd_pdrop=0,attn_pdrop=0"
-    flags = (*STEPS, "--max_train_samples", "43", "--max_train_steps", "6", "--config_overrides", off)
-    one = train("one", *flags, "--per_device_train_batch_size", "8")
-    (tmp_path / "ddp.yaml").write_text(
-        "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nnum_machines: 1\nnum_processes: 2\n"
-        "machine_rank: 0\nmain_process_port: 0\nmixed_precision: 'no'\nrdzv_backend: static\nsame_network: true\n"
-    )
-    command = [
-        str(Path(sys.executable).parent / "accelerate"), "launch", "--config_file", str(tmp_path / "ddp.yaml"),
-        str(ROOT / "run_clm.py"), "--train_file", str(text_file), *TINY, *flags, "--mixed_precision", "no",
-        "--per_device_train_batch_size", "4", "--output_dir", str(tmp_path / "two"),
-    ]  # fmt: skip
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-2000:]
-    for first, second in zip(metrics(one), metrics(tmp_path / "two"), strict=True):
-        assert second["train/tokens_seen"] == first["train/tokens_seen"]
-        for name in ("train/loss", "train/grad_norm", "train/learning_rate", "eval/loss", "eval/tokens"):
-            if name in first:
-                assert second[name] == pytest.approx(first[name], rel=1e-5)
 
 
 def test_processes_that_do_not_know_each_other_are_refused(train, monkeypatch, capsys):

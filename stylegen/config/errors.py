@@ -13,7 +13,7 @@ from stylegen.config.processes import local_rank, rank, world_size
 REPEAT_SECONDS = (
     2.0  # after which an error is that of this rank only: the launcher ends the others at the first one
 )
-LOST_CONTACT = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL", "Broken pipe")
+LOST_CONTACT = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo", "NCCL")
 
 
 class UsageError(ValueError):
@@ -72,10 +72,11 @@ def _end_rank(error: Exception) -> typing.NoReturn:
     Those notice it by the closed connection, and what they say comes later and is one line.
     """
     where = f"rank {rank()} of {world_size()} on {platform.node()}"
-    if isinstance(error, RuntimeError) and any(words in str(error) for words in LOST_CONTACT):
+    lost = [words for words in LOST_CONTACT if words in str(error)] if isinstance(error, RuntimeError) else []
+    if lost:
         print(
-            f"error: {where} lost contact with another rank, which failed or was killed ({first_line(error)}); the "
-            f"same command goes on from the last checkpoint",
+            f"error: {where} lost contact with another rank, which failed or was killed ({lost[0]}); the same command "
+            f"goes on from the last checkpoint",
             file=sys.stderr,
         )
     else:

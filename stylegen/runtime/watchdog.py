@@ -83,7 +83,7 @@ class Watchdog:
                 row = rows[other][0]
                 what = "is stopped or gone" if mute else "hangs"
                 print(
-                    f"error: rank {other} on {row['host']} {what}: nothing for {self.seconds:g} s, last in "
+                    f"error: rank {other} on {row['host']} {what}: nothing for {self.seconds:g} s, last seen in "
                     f"{row['work']}; the other ranks wait for it. The job ends; the same command goes on from "
                     f"the last checkpoint (--watchdog_seconds)",
                     file=sys.stderr,

@@ -1,0 +1,99 @@
+"""What the job scripts in configs/slurm/ ask: where a run lies, how far it got, and whether its job goes on.
+
+    python -m stylegen.job directory [PRESET.yaml] [--flag value ...]    a training's arguments, checked; prints output_dir
+    python -m stylegen.job step RUN_DIR                                  prints the step of the newest checkpoint
+    python -m stylegen.job verdict RUN_DIR LIVES BEFORE CODE yes|no      prints what was decided and why
+
+A job has several lives: at each time limit it stops, saves, and is queued again. `verdict` ends one that began at step
+BEFORE, whose training ended with exit code CODE after the time limit drew near (yes) or did not (no), and notes it in the
+file LIVES. Its exit code is 0 if the job is to be queued again, 1 if not. All of it is light: no torch.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stylegen.config import TrainArguments, UsageError, check_arguments, parse_arguments, run_command
+
+REQUEUE = "requeue"  # what the job script writes into RUN_DIR/STOP, and the training into its manifest
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code (0 done, or to be queued again; 1 not to be; 2 a usage error)."""
+    return run_command(_answer, argv)
+
+
+def newest_state(run_dir: Path) -> dict[str, Any] | None:
+    """The state of the loop in the newest checkpoint of a run, or None if it has none. Only the manifest is read."""
+    manifests = [
+        path for path in run_dir.glob("checkpoint-*/manifest.json") if _number(path.parent).isdigit()
+    ]
+    if not manifests:
+        return None
+    newest = max(manifests, key=lambda path: int(_number(path.parent)))
+    try:
+        return dict(json.loads(newest.read_text(encoding="utf-8"))["state"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(f"{newest} cannot be read; is {newest.parent} damaged?") from None
+
+
+def verdict(
+    state: dict[str, Any] | None, before: int, code: int, asked: bool, idle_before: bool
+) -> tuple[bool, str]:
+    """Whether a job whose training ended like this is to be queued again, and why.
+
+    asked        the time limit drew near in this life
+    idle_before  the life before this one did not do a step
+    """
+    if code:
+        return False, f"the training ended with exit code {code}"
+    if state is None:
+        return False, "there is no checkpoint"
+    if state["finished"]:
+        return False, "the run is finished"
+    if not asked:
+        return False, "the training ended by itself"
+    if state["stopped_by"] != REQUEUE:
+        return False, f"it was stopped by {state['stopped_by']}"
+    if idle_before and state["step"] <= before:
+        return False, "two lives in a row without a step; give a longer --time, or a smaller step"
+    return True, "the time was up before the run was finished"
+
+
+def _answer(argv: list[str]) -> int:
+    match argv:
+        case ["directory", *arguments]:
+            parsed = parse_arguments(TrainArguments, arguments, positional="preset", usage=str(__doc__))
+            check_arguments(parsed)
+            print(parsed.output_path)
+            return 0
+        case ["step", run_dir]:
+            print((newest_state(Path(run_dir)) or {"step": 0})["step"])
+            return 0
+        case ["verdict", run_dir, lives, before, code, "yes" | "no" as asked]:
+            return _end_life(Path(run_dir), Path(lives), int(before), int(code), asked == "yes")
+    raise UsageError("python -m stylegen.job directory|step|verdict ...: see configs/slurm/life.sh")
+
+
+def _end_life(run_dir: Path, lives: Path, before: int, code: int, asked: bool) -> int:
+    rows = [line.split("\t") for line in lives.read_text().splitlines()] if lives.exists() else []
+    idle_before = bool(rows) and int(rows[-1][2]) <= int(rows[-1][1])
+    state = newest_state(run_dir)
+    after = state["step"] if state else before
+    again, why = verdict(state, before, code, asked, idle_before)
+    decision = f"{'requeued' if again else 'not requeued'}: {why}"
+    with lives.open("a") as file:
+        file.write(f"{time.strftime('%F %T')}\t{before}\t{after}\t{decision}\n")
+    print(f"life {len(rows) + 1}, step {before} -> {after}: {decision}")
+    return 0 if again else 1
+
+
+def _number(checkpoint: Path) -> str:
+    return checkpoint.name.removeprefix("checkpoint-")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

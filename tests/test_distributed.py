@@ -1,0 +1,389 @@
+"""Several processes under the real launcher: the numbers of one, whole models, named failures."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, TINY, metrics
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+ACCELERATE = str(Path(sys.executable).parent / "accelerate")
+EXACT = ("--mixed_precision", "no", "--logging_steps", "1")
+PLAIN = ("--config_overrides", "n_layer=2,n_head=2,n_embd=32,resid_pdrop=0,embd_pdrop=0,attn_pdrop=0")
+ENDLESS = ("--max_train_steps", "100000", "--eval_steps", "100000")
+FAULTS = """\
+import os, sys, time
+from stylegen.train import main, run
+
+fault, step, rank = os.environ["FAULT"].split()
+original = run.micro_batches
+
+def micro_batches(*values):
+    micro_batches.calls += 1
+    if os.environ["RANK"] == rank and micro_batches.calls == int(step):
+        if fault == "raise":
+            raise OSError("the disk with the text is gone")
+        time.sleep(1000)
+    return original(*values)
+
+micro_batches.calls = 0
+run.micro_batches = micro_batches
+sys.exit(main())
+"""
+
+
+@pytest.fixture
+def start(tmp_path, text_file):
+    """`start("fsdp", "--flag", ...)` starts two processes under `accelerate launch` and returns the launcher."""
+
+    def launch(
+        config: str,
+        *flags: str,
+        script: Path = ROOT / "run_clm.py",
+        options: tuple = (),
+        prefix: tuple = (),
+        **variables,
+    ):
+        command = [*prefix, ACCELERATE, "launch", "--config_file", f"configs/accelerate/{config}.yaml"]
+        command += [
+            "--num_processes",
+            "2",
+            *options,
+            str(script),
+            "--train_file",
+            str(text_file),
+            *TINY,
+            *EXACT,
+        ]
+        environment = {
+            **os.environ, "ACCELERATE_USE_CPU": "true", "XDG_CACHE_HOME": str(tmp_path / "cache"), **variables,
+        }  # fmt: skip
+        return subprocess.Popen(
+            [*command, *flags],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return launch
+
+
+@pytest.fixture
+def launch(start):
+    """The same, to its end: (exit code, stdout, stderr)."""
+
+    def run(*arguments, **options):
+        process = start(*arguments, **options)
+        output, log = process.communicate(timeout=300)
+        return process.returncode, output, log
+
+    return run
+
+
+def benchmark(script: str, *arguments: str) -> str:
+    """Run a benchmark that compares numbers and fails if they differ; returns its table."""
+    command = [sys.executable, f"benchmarks/{script}", *arguments]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def our_lines(log: str) -> list[str]:
+    """What we print, without the launcher's."""
+    return [line for line in log.splitlines() if "error: " in line and "torch" not in line]
+
+
+# --- the same numbers
+
+
+def test_ddp_and_fsdp_give_the_numbers_of_one_process():
+    assert "FSDP2" in benchmark(
+        "topologies.py", "--only", "8 x 1 accumulated", "2 processes x 4", "FSDP2, 2 x 2 x 2"
+    )
+
+
+@pytest.mark.slow
+def test_four_processes_and_two_machines_too():
+    benchmark("topologies.py", "--only", "4 processes x 2", "2 machines x 4")
+
+
+@pytest.mark.slow
+def test_no_layer_of_gpt2_is_named_anywhere():
+    benchmark("topologies.py", "--model_type", "llama", "--only", "2 processes x 4", "FSDP2, 2 x 2 x 2")
+
+
+@pytest.mark.deepspeed
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_zero_gives_the_numbers_of_one_process(model_type):
+    stages = [f"ZeRO-{stage}, 2 x 2 x 2" for stage in (1, 2, 3)]
+    benchmark("topologies.py", "--model_type", model_type, "--only", *stages)
+
+
+def test_a_run_goes_on_with_more_and_fewer_processes():
+    benchmark("resume_elsewhere.py", "--only", "DDP")
+
+
+@pytest.mark.slow
+def test_a_sharded_run_goes_on_with_more_and_fewer_processes():
+    benchmark("resume_elsewhere.py", "--only", "FSDP2")
+
+
+@pytest.mark.deepspeed
+def test_a_run_goes_on_under_another_topology():
+    benchmark("resume_elsewhere.py", "--only", "ZeRO-2", "ZeRO-3", "mixed")
+
+
+def test_the_processes_of_one_step_share_its_blocks_without_overlap():
+    from stylegen.blocks import micro_batches, step_indices
+
+    for position in range(3):
+        indices = step_indices(7, 1, position, 21, 8)
+        for world_size in (1, 2, 4):
+            shares = [micro_batches(indices, 2, world_size, rank) for rank in range(world_size)]
+            assert (
+                len({len(share) for share in shares}) == 1
+            )  # as many passes on each, or they would wait for ever
+            assert sorted(int(i) for share in shares for part in share for i in part) == sorted(indices)
+
+
+# --- whole models and samples from pieces
+
+
+SHARDED = [
+    "fsdp",
+    pytest.param("zero2", marks=pytest.mark.deepspeed),
+    pytest.param("zero3", marks=pytest.mark.deepspeed),
+]
+
+
+@pytest.mark.parametrize("config", SHARDED)
+def test_a_sharded_run_writes_the_samples_and_the_model_of_one_process(config, train, launch, tmp_path):
+    flags = (
+        *PLAIN,
+        "--total_batch_size",
+        "8",
+        "--max_train_steps",
+        "4",
+        "--sample_steps",
+        "2",
+        "--eval_steps",
+        "2",
+    )
+    one = train("one", *flags, "--logging_steps", "1")
+    code, _, log = launch(
+        config, *flags, "--per_device_train_batch_size", "2", "--output_dir", str(tmp_path / "two")
+    )
+    assert code == 0, log[-3000:]
+    assert f"{tmp_path / 'two'} loads in Transformers and gives the loss it was saved with" in log
+    for step in ("000002", "000004"):
+        sample = f"samples/step-{step}.txt"
+        assert (tmp_path / "two" / sample).read_text() == (one / sample).read_text()
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "two", one))
+    assert ours.keys() == theirs.keys() and "lm_head.weight" not in ours  # tied, and not written twice
+    models = [AutoModelForCausalLM.from_pretrained(folder).eval() for folder in (tmp_path / "two", one)]
+    ids = torch.arange(32)[None]
+    with torch.no_grad():
+        logits = [model(input_ids=ids).logits for model in models]
+    assert models[0].dtype == torch.float32
+    torch.testing.assert_close(*logits, rtol=0, atol=1e-5)
+    topology = {"fsdp": "FSDP2", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}[config]
+    assert (
+        f"2 processes ({topology} over gloo) on cpu, 1 threads each, precision no; a step is 8 blocks = 2 x 2 "
+        f"processes x 2 passes = 256 tokens" in log
+    )
+    assert re.search(r"weights, gradients and optimizer take about \d MB a process", log)
+    assert json.loads((tmp_path / "two/environment.json").read_text())["world_size"] == 2
+
+
+@pytest.mark.parametrize("config", SHARDED)
+def test_bf16_keeps_fp32_weights_and_an_exact_sum(config, launch, tmp_path):
+    """Neither is what Accelerate does by itself: FSDP would hand out the loss in bf16, DeepSpeed round the weights."""
+    code, _, log = launch(
+        config, *PLAIN, "--mixed_precision", "bf16", "--max_train_steps", "2", "--learning_rate", "1e-9",
+        "--per_device_train_batch_size", "4", "--output_dir", str(tmp_path / "out"),
+    )  # fmt: skip
+    assert code == 0, log[-3000:]
+    weights = load_file(tmp_path / "out/model.safetensors")
+    matrix = weights["transformer.h.0.mlp.c_fc.weight"]
+    assert matrix.dtype == torch.float32 and not torch.equal(matrix, matrix.bfloat16().float())
+    losses = [row["train/loss"] for row in metrics(tmp_path / "out") if "train/loss" in row]
+    assert any(loss != torch.tensor(loss).bfloat16().item() for loss in losses)
+
+
+# --- the launcher
+
+
+def test_a_launch_that_started_one_process_of_two_is_refused_with_the_right_command(text_file, tmp_path):
+    command = [
+        ACCELERATE,
+        "launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "run_clm.py",
+        "--train_file",
+        str(text_file),
+    ]
+    result = subprocess.run(
+        [*command, "--output_dir", str(tmp_path / "out")], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode != 0 and not (tmp_path / "out").exists()
+    assert (
+        "error: accelerate launch was asked for 2 processes and started one, as it does with --cpu and with "
+        "distributed_type MULTI_CPU; several processes on CPUs: ACCELERATE_USE_CPU=true accelerate launch "
+        "--config_file configs/accelerate/ddp.yaml --num_processes 2 run_clm.py ..." in result.stderr
+    )
+
+
+def test_lonely_processes_are_refused_once(launch, tmp_path):
+    """A host without GPUs, and nobody said that CPUs are meant."""
+    code, _, log = launch("ddp", "--output_dir", str(tmp_path / "out"), ACCELERATE_USE_CPU="false")
+    assert code != 0 and not (tmp_path / "out").exists()
+    (line,) = our_lines(log)
+    assert (
+        "the launcher says 2 processes, but each of them trains alone" in line
+        and "ACCELERATE_USE_CPU=true" in line
+    )
+
+
+def test_another_total_batch_on_other_processes_is_refused_with_the_way_to_keep_it(train, launch, tmp_path):
+    train("out", *PLAIN, "--max_train_steps", "1", "--per_device_train_batch_size", "8")
+    code, _, log = launch("ddp", *PLAIN, "--max_train_steps", "2", "--per_device_train_batch_size", "8",
+                          "--output_dir", str(tmp_path / "out"))  # fmt: skip
+    assert code != 0
+    assert re.search(
+        r"\(total_batch_size: 8 -> 16\); give --total_batch_size 8 to go on with it, choose", log
+    )
+
+
+def test_a_batch_that_the_processes_cannot_divide_is_refused_with_the_arithmetic(launch, tmp_path):
+    code, _, log = launch("ddp", "--total_batch_size", "18", "--per_device_train_batch_size", "4",
+                          "--output_dir", str(tmp_path / "out"))  # fmt: skip
+    assert code != 0
+    (line,) = our_lines(log)
+    assert line == (
+        "error: total_batch_size 18 is not a multiple of per_device_train_batch_size 4 x 2 processes = 8; "
+        "the nearest that work: 16 or 24"
+    )
+
+
+def test_machines_with_different_numbers_of_processes_are_refused(tmp_path, text_file):
+    torchrun = [str(Path(sys.executable).parent / "torchrun"), "--nnodes", "2", "--master_addr", "127.0.0.1"]
+    port = str(21000 + os.getpid() % 9000)
+    jobs = [
+        subprocess.Popen(
+            [*torchrun, "--master_port", port, "--node_rank", str(node), "--nproc_per_node", str(node + 1),
+             "run_clm.py", "--train_file", str(text_file), *TINY, "--output_dir", str(tmp_path / "out")],
+            cwd=ROOT, env={**os.environ, "ACCELERATE_USE_CPU": "true"}, stderr=subprocess.PIPE, text=True,
+        )
+        for node in (0, 1)
+    ]  # fmt: skip
+    logs = [job.communicate(timeout=120)[1] for job in jobs]
+    assert all(job.returncode for job in jobs)
+    assert re.search(
+        r"error: the machines have different numbers of processes \(1 on \S+, 2 on \S+\)", logs[0]
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a mount of its own for one machine needs root")
+@pytest.mark.parametrize("each_node", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_directory_that_only_the_first_machine_sees(each_node, start, tmp_path):
+    place = tmp_path / "local"
+    place.mkdir()
+    flags = ("--max_train_steps", "2", "--output_dir", str(place / "out"))
+    flags += ("--save_on_each_node",) if each_node else ()
+    options = ("--num_machines", "2", "--main_process_ip", "127.0.0.1", "--main_process_port",
+               str(22000 + os.getpid() % 9000), "--rdzv_conf", "timeout=60")  # fmt: skip
+    first = start("multinode_ddp", *flags, options=(*options, "--machine_rank", "0"))
+    second = start("multinode_ddp", *flags, options=(*options, "--machine_rank", "1"), prefix=(
+        "unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {place}; "$@" && ls {place}/out/*/', "sh"))  # fmt: skip
+    (_, log), (listing, _) = (process.communicate(timeout=200) for process in (first, second))
+    if each_node:
+        assert first.returncode == 0, log[-2000:]
+        for names in (listing, "\n".join(path.name for path in place.rglob("*"))):
+            assert (
+                "manifest.json" in names
+                and "model.safetensors" in names
+                and "optimizer-00001-of-00001" in names
+            )
+    else:
+        assert first.returncode and not list(place.iterdir())
+        (line,) = our_lines(log)
+        assert f"error: what rank 0 writes into output_dir {place}/out cannot be seen on" in line
+        assert "or give --save_on_each_node" in line
+
+
+# --- a rank that fails
+
+
+def test_a_rank_that_raises_ends_the_job_with_its_traceback_first(launch, tmp_path):
+    (tmp_path / "faulty.py").write_text(FAULTS)
+    started = time.monotonic()
+    code, _, log = launch("ddp", *ENDLESS, "--output_dir", str(tmp_path / "out"),
+                          "--checkpointing_steps", "2", script=tmp_path / "faulty.py", FAULT="raise 5 1",
+                          PYTHONPATH=str(ROOT))  # fmt: skip
+    assert code != 0 and time.monotonic() - started < 60
+    errors = [line for line in log.splitlines() if line.startswith("error: ")]
+    assert re.match(r"error: rank 1 of 2 on \S+ failed, and with it the job:", errors[0])
+    assert log.index("OSError: the disk with the text is gone") < log.index("lost contact with another rank")
+    assert list((tmp_path / "out").glob("checkpoint-*/manifest.json"))
+
+
+def test_a_rank_that_is_killed_ends_the_job_in_seconds(start, tmp_path):
+    process = start(
+        "ddp", "--max_train_steps", "100000", "--eval_steps", "100000", "--output_dir", str(tmp_path / "out")
+    )
+    assert process.stderr and any("step 3/" in line for line in process.stderr)
+    (victim,) = [pid for pid in children(process.pid) if "RANK=1" in variables(pid)]
+    started = time.monotonic()
+    os.kill(victim, signal.SIGKILL)
+    _, log = process.communicate(timeout=60)
+    assert process.returncode != 0 and time.monotonic() - started < 30
+    ours = next(line for line in log.splitlines() if "step " not in line or "error" in line)
+    assert re.match(
+        r"error: rank 0 of 2 on \S+ lost contact with another rank, which failed or was killed", ours
+    )
+    assert not any(Path(f"/proc/{pid}").exists() for pid in children(process.pid))
+
+
+def test_a_rank_that_hangs_is_named_with_its_stack(launch, tmp_path):
+    (tmp_path / "faulty.py").write_text(FAULTS)
+    code, _, log = launch("ddp", *ENDLESS, "--output_dir", str(tmp_path / "out"),
+                          "--watchdog_seconds", "4", script=tmp_path / "faulty.py", FAULT="hang 5 1",
+                          PYTHONPATH=str(ROOT))  # fmt: skip
+    assert code != 0
+    assert re.search(
+        r"error: rank 1 on \S+ hangs: nothing for 4 s, last seen in the end of step \d+; the other ranks", log
+    )
+    assert re.search(r"rank 1 of 2 stands in the end of step \d+:\n(.*\n)+.*time.sleep\(1000\)", log)
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_stopped_is_named(start, tmp_path):
+    process = start("ddp", *ENDLESS, "--output_dir", str(tmp_path / "out"),
+                    "--watchdog_seconds", "4")  # fmt: skip
+    assert process.stderr and any("step 3/" in line for line in process.stderr)
+    (victim,) = [pid for pid in children(process.pid) if "RANK=1" in variables(pid)]
+    os.kill(victim, signal.SIGSTOP)
+    _, log = process.communicate(timeout=120)  # torchrun waits 30 s before it kills
+    assert process.returncode != 0
+    assert re.search(r"error: rank 1 on \S+ is stopped or gone: nothing for 4 s", log)
+
+
+def children(pid: int) -> list[int]:
+    listing = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    return [int(word) for word in listing.split()]
+
+
+def variables(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/environ").read_text().split("\0")
