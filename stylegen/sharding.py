@@ -5,6 +5,7 @@ piece. Every function here is a collective: all ranks go through the parameters 
 """
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -67,8 +68,8 @@ def callable_inside(accelerator: Accelerator, model: nn.Module) -> Iterator[None
 
 
 def whole_norm(norm: Any) -> float:
-    """The gradient norm that `clip_grad_norm_` returns, which is in pieces under FSDP."""
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    """The gradient norm that `clip_grad_norm_` returns: in pieces under FSDP, None where DeepSpeed met an overflow."""
+    return math.inf if norm is None else float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
 def whole_weights(accelerator: Accelerator, model: nn.Module, keep: bool) -> dict[str, torch.Tensor]:
@@ -118,11 +119,20 @@ def load_optimizer_state(
                 }
 
 
-def load_master_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """Put fp32 weights into DeepSpeed's optimizer, which made its own from weights rounded to bf16 or fp16."""
+def undo_rounding(
+    model: nn.Module, weights: dict[str, torch.Tensor], buffers: dict[str, torch.Tensor]
+) -> None:
+    """Bring back what DeepSpeed rounded to bf16 or fp16 with the model: its fp32 master weights, and the buffers.
+
+    weights, buffers  by name, as they were before
+    Frequencies of rotary positions are such buffers: rounded, they are off by whole turns after a thousand tokens.
+    """
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             _set_zero(parameter, weights[name], None)
+    for name, buffer in list(model.named_buffers()):
+        module, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(module), leaf, buffers[name].to(buffer.device))
 
 
 def _whole_weight(accelerator: Accelerator, parameter: nn.Parameter) -> torch.Tensor:

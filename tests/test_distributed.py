@@ -63,9 +63,8 @@ def start(tmp_path, text_file):
             *TINY,
             *EXACT,
         ]
-        environment = {
-            **os.environ, "ACCELERATE_USE_CPU": "true", "XDG_CACHE_HOME": str(tmp_path / "cache"), **variables,
-        }  # fmt: skip
+        command += ["--cache_dir", str(tmp_path / "cache")]
+        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", **variables}
         return subprocess.Popen(
             [*command, *flags],
             cwd=ROOT,
@@ -263,6 +262,22 @@ def test_another_total_batch_on_other_processes_is_refused_with_the_way_to_keep_
     assert code != 0
     assert re.search(
         r"\(total_batch_size: 8 -> 16\); give --total_batch_size 8 to go on with it, choose", log
+    )
+
+
+def test_processes_with_different_arguments_are_refused_naming_the_argument(launch, tmp_path):
+    """As where each machine reads its own copy of a preset."""
+    (tmp_path / "differ.py").write_text(
+        "import os, sys\nfrom stylegen.train import main\n"
+        "sys.exit(main([*sys.argv[1:], '--seed', os.environ['RANK']]))\n"
+    )
+    code, _, log = launch(
+        "ddp", "--output_dir", str(tmp_path / "out"), script=tmp_path / "differ.py", PYTHONPATH=str(ROOT)
+    )
+    assert code != 0 and not (tmp_path / "out").exists()
+    (line,) = our_lines(log)
+    assert line == (
+        "error: the processes have different arguments: seed is 0 on rank 0 and 1 on rank 1; give all of them the same"
     )
 
 

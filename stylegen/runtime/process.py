@@ -41,12 +41,12 @@ def build_accelerator(mixed_precision: str, timeout_seconds: int = 1800) -> Acce
     if world_size() > 1:
         for kind, asked in (("FSDP", uses_fsdp()), ("DEEPSPEED", uses_deepspeed())):
             assert (accelerator.distributed_type == kind) == asked, accelerator.distributed_type
-    if accelerator.distributed_type == DistributedType.FSDP and precision == "bf16":
+    if accelerator.distributed_type == DistributedType.FSDP and precision != "no":
         from torch.distributed.fsdp import MixedPrecisionPolicy
 
-        # Accelerate's own would add gradients up, and hand out the loss, in bf16 too.
+        # Accelerate's own would add gradients up, and hand out the loss, in 16 bits too.
         accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16, reduce_dtype=torch.float32
+            param_dtype=torch.bfloat16 if precision == "bf16" else torch.float16, reduce_dtype=torch.float32
         )
     return accelerator
 

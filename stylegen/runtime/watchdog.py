@@ -55,40 +55,42 @@ class Watchdog:
         self._done.set()
 
     def _watch(self) -> None:
-        seen: dict[int, tuple[Any, float]] = {}  # rank: (its last message, when it changed)
-        while not self._done.wait(self.pulse):
+        heard: dict[int, tuple[bytes, float]] = {}  # rank: its last message, and when that was new
+        while True:
             now = time.monotonic()
-            silent = now - self._since
             message = {"count": self._count, "work": self._work, "host": platform.node(), "alive": now}
             try:
                 self._store.set(f"watchdog/{self.rank}", json.dumps(message))
                 for other in range(self.world_size):
-                    key = f"watchdog/{other}"
-                    if (
-                        self._store.check([key])
-                        and (text := self._store.get(key)) != seen.get(other, (b"",))[0]
-                    ):
-                        seen[other] = (text, now)
+                    if self._store.check([f"watchdog/{other}"]):
+                        text = self._store.get(f"watchdog/{other}")
+                        if other not in heard or heard[other][0] != text:
+                            heard[other] = (text, now)
             except RuntimeError:  # the store went with the rank or the launcher that held it
-                seen = seen or {self.rank: (json.dumps(message).encode(), now)}
-            if self._armed and silent > self.seconds:
-                self._end(seen, now)
+                heard.setdefault(self.rank, (json.dumps(message).encode(), now))
+            if self._armed and now - self._since > self.seconds:
+                self._end(heard, now)
+            if self._done.wait(self.pulse):
+                return
 
-    def _end(self, seen: dict[int, tuple[bytes, float]], now: float) -> None:
-        rows = {other: (json.loads(text), now - since) for other, (text, since) in seen.items()}
-        mute = [other for other, (_, age) in rows.items() if age > 3 * self.pulse]
-        behind = mute or [min(rows, key=lambda other: rows[other][0]["count"])]
+    def _end(self, heard: dict[int, tuple[bytes, float]], now: float) -> None:
+        silent: dict[str, Any] = {"count": 0, "work": "no message of it", "host": "an unknown host"}
+        rows = {
+            other: json.loads(heard[other][0]) if other in heard else silent
+            for other in range(self.world_size)
+        }
+        mute = [other for other in rows if other not in heard or now - heard[other][1] > 3 * self.pulse]
+        blamed = mute or [min(rows, key=lambda other: rows[other]["count"])]
         if self.rank == min(set(rows) - set(mute), default=self.rank):
-            for other in behind:
-                row = rows[other][0]
-                what = "is stopped or gone" if mute else "hangs"
+            what = "is stopped or gone" if mute else "hangs"
+            for other in blamed:
                 print(
-                    f"error: rank {other} on {row['host']} {what}: nothing for {self.seconds:g} s, last seen in "
-                    f"{row['work']}; the other ranks wait for it. The job ends; the same command goes on from "
-                    f"the last checkpoint (--watchdog_seconds)",
+                    f"error: rank {other} on {rows[other]['host']} {what}: nothing for {self.seconds:g} s, last seen "
+                    f"in {rows[other]['work']}; the other ranks wait for it. The job ends; the same command goes on "
+                    f"from the last checkpoint (--watchdog_seconds)",
                     file=sys.stderr,
                 )
-        if self.rank in behind or mute:
+        if self.rank in blamed or mute:
             frame = sys._current_frames()[threading.main_thread().ident or 0]
             stack = "".join(traceback.format_stack(frame))
             print(f"rank {self.rank} of {self.world_size} stands in {self._work}:\n{stack}", file=sys.stderr)

@@ -58,7 +58,7 @@ from stylegen.runtime import (
     start_logging,
     zero_stage,
 )
-from stylegen.sharding import load_master_weights
+from stylegen.sharding import undo_rounding
 from stylegen.tracking import Tracker
 from stylegen.train import directory
 
@@ -174,12 +174,13 @@ def _prepare(
     config["train_micro_batch_size_per_gpu"] = arguments.per_device_train_batch_size
     config["gradient_accumulation_steps"] = 1  # the loop weighs its passes itself, and says which is the last
     config["gradient_clipping"] = arguments.max_grad_norm
-    masters = None
-    if arguments.mixed_precision != "no":  # DeepSpeed would make them from what it has rounded
-        masters = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    before: tuple[dict[str, Any], ...] = ()
+    if arguments.mixed_precision != "no":
+        parts = model.named_parameters(), model.named_buffers()
+        before = tuple({name: tensor.detach().clone() for name, tensor in part} for part in parts)
     prepared, optimizer = accelerator.prepare(LanguageModelLoss(model), optimizer)
-    if masters:
-        load_master_weights(model, masters)
+    if before:
+        undo_rounding(model, *before)
     return prepared, optimizer
 
 
