@@ -1,5 +1,6 @@
 """The commands that README shows: each is run here, or named as one that needs what a test machine has not."""
 
+import json
 import os
 import re
 import subprocess
@@ -20,19 +21,24 @@ SMALL = ("--max_train_steps", "2", "--vocab_size", "300", "--block_size", "32", 
 TRAIN = "python run_clm.py configs/quickstart.yaml --train_file mine.txt --output_dir out/mine"
 TUNE = "python run_clm.py configs/finetune_gpt2.yaml --train_file mine.txt --output_dir out/tuned"
 LAUNCH = (
-    "accelerate launch run_clm.py configs/scratch_gpt2_small.yaml --train_file texts/ --output_dir out/gpt2"
+    "accelerate launch --config_file configs/accelerate/ddp.yaml --num_processes 2 "
+    "run_clm.py configs/scratch_gpt2_small.yaml --train_file texts/ --output_dir out/gpt2"
 )
+# Run in test_slurm.py with other arguments, on a real SLURM.
+SUBMIT = "sbatch configs/slurm/train.sbatch configs/scratch_gpt2_small.yaml --train_file texts/ --output_dir out/gpt2"
 WRITE = 'python generate.py out/quickstart --prompt "ROMEO" --seed 1'
 MAKE = ("make quickstart", "make test")  # the first in the slow test below, the second is what runs this file
 
 
-def run(place: Path, *arguments: str):
+def run(place: Path, *arguments: str, **environment: str):
     words = [sys.executable if word == "python" else word for word in arguments]
     words = [
         str(ROOT / word) if word in ("run_clm.py", "generate.py") or word.startswith("configs/") else word
         for word in words
     ]
-    result = subprocess.run(words, cwd=place, capture_output=True, text=True)
+    result = subprocess.run(
+        words, cwd=place, env={**os.environ, **environment}, capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -59,7 +65,7 @@ def place(tmp_path_factory):
 
 
 def test_every_command_is_accounted_for():
-    assert set(COMMANDS) == {TRAIN, TUNE, LAUNCH, WRITE, *MAKE}
+    assert set(COMMANDS) == {TRAIN, TUNE, LAUNCH, SUBMIT, WRITE, *MAKE}
 
 
 def test_training_on_a_file(place):
@@ -89,11 +95,20 @@ def test_fine_tuning_preset(place):
 
 
 def test_training_from_scratch_under_the_launcher(place):
-    command = LAUNCH.removeprefix("accelerate launch ")
-    launcher = (str(Path(sys.executable).parent / "accelerate"), "launch", "--cpu", "--num_processes", "1")
-    small = ("--total_batch_size", "16", "--validation_split_percentage", "10", "--cache_dir", "cache")
-    run(place, *launcher, *command.split(), *SMALL, *small)
+    words = [
+        str(Path(sys.executable).parent / word) if word == "accelerate" else word for word in LAUNCH.split()
+    ]
+    small = (
+        "--total_batch_size",
+        "16",
+        "--per_device_train_batch_size",
+        "8",
+        "--validation_split_percentage",
+        "10",
+    )
+    run(place, *words, *SMALL, *small, "--cache_dir", "cache", ACCELERATE_USE_CPU="true")
     assert (place / "out/gpt2/model.safetensors").exists()
+    assert json.loads((place / "out/gpt2/environment.json").read_text())["world_size"] == 2
 
 
 def test_the_run_directory_is_as_shown(place):

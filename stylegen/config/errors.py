@@ -37,12 +37,12 @@ def run_command(command: Callable[[list[str]], int | None], argv: Sequence[str] 
     except UsageError as error:
         if "--debug" in arguments:
             raise
-        _print_once(f"error: {error}")
+        _print_once(error)
         return 2
     except FloatingPointError as error:
         if "--debug" in arguments:
             raise
-        _print_once(f"error: {error}")
+        _print_once(error)
         return 1
     except KeyboardInterrupt:  # before the training listens, or a second time because it must end at once
         print("interrupted", file=sys.stderr)
@@ -58,12 +58,13 @@ def run_command(command: Callable[[list[str]], int | None], argv: Sequence[str] 
         _end_rank(error)
 
 
-def _print_once(message: str) -> None:
+def _print_once(error: Exception) -> None:
     """Print what most likely every rank has to say: the first one does, the others if they live on after that."""
+    where = ""
     if world_size() > 1 and rank() > 0:
         time.sleep(REPEAT_SECONDS if local_rank() == 0 else 2 * REPEAT_SECONDS)
-        message = f"rank {rank()} on {platform.node()}: {message}"
-    print(message, file=sys.stderr, flush=True)
+        where = f"rank {rank()} on {platform.node()}: "
+    print(f"error: {where}{error}", file=sys.stderr, flush=True)
 
 
 def _end_rank(error: Exception) -> typing.NoReturn:

@@ -5,7 +5,9 @@ import datetime
 import gc
 import os
 import platform
+import socket
 import sys
+import time
 from typing import Any
 
 import torch
@@ -120,10 +122,12 @@ def _meet(timeout: datetime.timedelta) -> None:
             f"or set both to the host of rank 0 and a free port there"
         )
     try:
+        if rank() > 0:
+            _wait_for_port(address, int(port))
         store = torch.distributed.TCPStore(
             address, int(port), world_size(), rank() == 0, datetime.timedelta(seconds=RENDEZVOUS_SECONDS)
         )
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, OSError) as error:
         what = "the other ranks did not come" if rank() == 0 else "rank 0 cannot be reached"
         raise UsageError(
             f"no rendezvous at {address} port {port}: {what} within {RENDEZVOUS_SECONDS} s (this is rank {rank()} of "
@@ -132,6 +136,19 @@ def _meet(timeout: datetime.timedelta) -> None:
     torch.distributed.init_process_group(
         "gloo" if uses_cpu() else None, store=store, rank=rank(), world_size=world_size(), timeout=timeout
     )
+
+
+def _wait_for_port(address: str, port: int) -> None:
+    """Return when something listens there. Raises OSError after RENDEZVOUS_SECONDS; torch would try twice as long."""
+    deadline = time.monotonic() + RENDEZVOUS_SECONDS
+    while True:
+        try:
+            socket.create_connection((address, port), timeout=5).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.5)
 
 
 def _check_devices() -> None:
