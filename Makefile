@@ -19,7 +19,7 @@ test-all: $(VENV)/installed-all slurm
 # A real SLURM on this machine for its tests, where that can be installed; elsewhere they are skipped with the reason.
 slurm:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v slurmctld >/dev/null; then \
-		(apt-get update && apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge) >/dev/null 2>&1 \
+		(apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge) >/dev/null 2>&1 \
 			|| echo "SLURM could not be installed; its tests will be skipped"; \
 	fi
 

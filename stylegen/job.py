@@ -16,9 +16,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stylegen.config import TrainArguments, UsageError, check_arguments, parse_arguments, run_command
-
-REQUEUE = "requeue"  # what the job script writes into RUN_DIR/STOP, and the training into its manifest
+from stylegen.config import (
+    REQUEUE,
+    TrainArguments,
+    UsageError,
+    check_arguments,
+    parse_arguments,
+    run_command,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

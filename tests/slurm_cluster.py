@@ -1,8 +1,8 @@
-"""A real SLURM on this machine for the tests: munged, slurmctld and a slurmd for each node, in a namespace of their own.
+"""A real SLURM on this machine for the tests: munged, slurmctld and a slurmd for each node, in namespaces of their own.
 
-Every daemon and every job is a child of one process that lives as long as its standard input is open: however the
-tests end, the kernel then takes all of them away. Nodes have own host names, all of them at 127.0.0.1, and GPUs that are
-copies of /dev/null. By hand: `python tests/slurm_cluster.py` prints the variable to set and waits for the end of its input.
+All daemons and jobs are children of one process that lives as long as its standard input is open: however the tests
+end, the kernel then takes them away. The nodes have host names of their own, all at 127.0.0.1, and GPUs that are copies
+of /dev/null. By hand, `python tests/slurm_cluster.py` prints the variable to set and waits for the end of its input.
 """
 
 import contextlib
@@ -66,7 +66,7 @@ slurmctld -D >{folder}/slurmctld.out 2>&1 &
 for node in {nodes}; do
     unshare --uts sh -c "hostname $node && exec slurmd -D -N $node" >{folder}/slurmd-$node.out 2>&1 &
 done
-read -r _ || true
+cat >/dev/null
 """
 
 
@@ -122,10 +122,7 @@ def what_is_missing() -> str | None:
         return "only root can start a SLURM with nodes of its own"
     missing = [name for name in NEEDED if not shutil.which(name)]
     if missing:
-        return (
-            f"{', '.join(missing)} not installed; apt-get install --no-install-recommends slurmctld slurmd slurm-client "
-            f"munge"
-        )
+        return f"not installed: {', '.join(missing)}; apt-get install slurmctld slurmd slurm-client munge"
     probe = ["unshare", "--uts", "--mount", "--pid", "--fork", "--mount-proc", "true"]
     if subprocess.run(probe, capture_output=True).returncode:
         return "no namespaces for nodes on this machine (unshare is refused)"

@@ -17,7 +17,7 @@ MEDIAN_FUNCTION_LINES = 12
 # A module imports only modules before it.
 ORDER = [
     "config", "metrics", "figures", "corpus", "tokenizer", "model", "optim", "runtime", "sharding", "tracking",
-    "blocks", "sampling", "evaluate", "checkpoint", "export", "report", "train", "generate",
+    "blocks", "sampling", "evaluate", "checkpoint", "export", "report", "train", "generate", "job",
 ]  # fmt: skip
 FILES = sorted((ROOT / "stylegen").rglob("*.py"))
 

@@ -103,6 +103,15 @@ def test_precision_and_optimizer_of_a_deepspeed_file_are_refused(deepspeed):
     )
 
 
+def test_clipping_in_the_accelerate_file_is_refused(deepspeed, monkeypatch):
+    deepspeed({})
+    monkeypatch.setenv("ACCELERATE_GRADIENT_CLIPPING", "0.5")
+    assert (
+        "sets gradient_clipping to 0.5, which belongs to the run; take it out, and give --max_grad_norm"
+        in refusal()
+    )
+
+
 def test_a_deepspeed_file_that_is_missing_or_broken_is_named(deepspeed, tmp_path):
     path = deepspeed("{")
     assert refusal().startswith(f"the launcher's deepspeed_config_file {path} is not valid JSON")
@@ -183,18 +192,19 @@ def test_more_processes_than_gpus_are_refused_naming_the_machine(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("processes", "own", "slurm", "expected"),
+    ("processes", "own", "task", "torchrun", "expected"),
     [
-        (2, None, None, 4), (3, None, None, 2), (16, None, None, 1), (2, "3", None, None), (2, None, "4", 2),
-        (1, None, None, None),
+        (2, None, None, "x", 4), (3, None, None, "x", 2), (16, None, None, "x", 1), (2, "3", None, None, None),
+        (2, None, "4", "x", 2), (2, None, "4", None, 4), (1, None, None, None, None),
     ],
 )  # fmt: skip
-def test_processes_share_the_cores(processes, own, slurm, expected, monkeypatch):
+def test_processes_share_the_cores(processes, own, task, torchrun, expected, monkeypatch):
     set_to = []
     monkeypatch.setattr(torch, "set_num_threads", set_to.append)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-    for name, value in (("OMP_NUM_THREADS", own), ("SLURM_CPUS_PER_TASK", slurm)):
+    variables = {"OMP_NUM_THREADS": own, "SLURM_CPUS_PER_TASK": task, "TORCHELASTIC_RUN_ID": torchrun}
+    for name, value in variables.items():
         monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
     process._share_threads()
     assert set_to == ([expected] if expected else [])

@@ -72,6 +72,11 @@ def _check_deepspeed(arguments: TrainArguments) -> None:
             "optim muon needs whole weight matrices, which DeepSpeed ZeRO cuts into flat pieces; use --optim adamw, "
             "or configs/accelerate/ddp.yaml or fsdp.yaml"
         )
+    if (clipping := os.environ.get("ACCELERATE_GRADIENT_CLIPPING", "auto")) not in ("auto", "none"):
+        raise UsageError(
+            f"the launcher's configuration sets gradient_clipping to {clipping}, which belongs to the run; take it "
+            f"out, and give --max_grad_norm"
+        )
     name = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
     if name == "none":
         return

@@ -171,8 +171,12 @@ def _share_threads() -> None:
     if local_world_size() == 1 or ("OMP_NUM_THREADS" in os.environ and not _is_launchers_choice()):
         return
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    allotted = os.environ.get("SLURM_CPUS_PER_TASK") or os.environ.get("SLURM_CPUS_ON_NODE") or cores
-    torch.set_num_threads(max(1, min(cores, int(allotted)) // local_world_size()))
+    task = os.environ.get("SLURM_CPUS_PER_TASK")
+    if task and "TORCHELASTIC_RUN_ID" not in os.environ:  # srun has started each process as a task
+        share = min(cores, int(task))
+    else:
+        share = min(cores, int(task or os.environ.get("SLURM_CPUS_ON_NODE") or cores)) // local_world_size()
+    torch.set_num_threads(max(1, share))
 
 
 def _is_launchers_choice() -> bool:
