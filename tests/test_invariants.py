@@ -161,3 +161,28 @@ def test_processes_that_do_not_know_each_other_are_refused(train, monkeypatch, c
     )
     train("lonely", "--max_train_steps", "1", code=2)
     assert "the launcher says 2 processes, but each of them trains alone" in capsys.readouterr().err
+
+
+def test_the_saved_model_is_loaded_and_compared(train, monkeypatch, capsys):
+    from stylegen.train import run
+
+    folder = train("good", "--max_train_steps", "1")
+    assert f"{folder} loads in Transformers and gives the loss it was saved with" in capsys.readouterr().err
+
+    original = run.save_model
+
+    def save_model(model, *where):
+        with torch.no_grad():
+            model.transformer.wte.weight.mul_(2)
+            original(model, *where)
+            model.transformer.wte.weight.div_(2)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "save_model", save_model)
+        with pytest.raises(
+            RuntimeError, match=r"has loss [\d.]+ on the first validation block, but had [\d.]+"
+        ):
+            train("bad", "--max_train_steps", "1")
+    monkeypatch.setattr(run, "free_memory_bytes", lambda: 1000)
+    train("unchecked", "--max_train_steps", "1")
+    assert "was not loaded to check it: 0.0 GB of memory are free" in capsys.readouterr().err

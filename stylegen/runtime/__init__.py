@@ -1,6 +1,11 @@
 """The process and its launcher: the Accelerator, launcher checks, stop requests, logging, random generators."""
 
-from stylegen.runtime.environment import describe_environment, max_memory_bytes, pick_device
+from stylegen.runtime.environment import (
+    describe_environment,
+    free_memory_bytes,
+    max_memory_bytes,
+    pick_device,
+)
 from stylegen.runtime.logs import logger, start_logging
 from stylegen.runtime.process import apply_speed_settings, build_accelerator, resolve_precision
 from stylegen.runtime.random_state import random_state, restore_random_state, seed_everything
@@ -28,6 +33,7 @@ __all__ = [
     "cuts_weights",
     "describe_environment",
     "describe_topology",
+    "free_memory_bytes",
     "logger",
     "max_memory_bytes",
     "pick_device",

@@ -51,6 +51,13 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def free_memory_bytes() -> int:
+    """Memory of this machine that is left for other things."""
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
 def max_memory_bytes(device: torch.device) -> int:
     """The most memory held so far: of the GPU, or resident on a CPU."""
     if device.type == "cuda":

@@ -24,7 +24,7 @@ from stylegen.export import BEST
 from stylegen.model import LanguageModelLoss, load_model, save_model
 from stylegen.optim import set_learning_rate
 from stylegen.report import summarize, write_report
-from stylegen.runtime import StopRequest, cuts_weights, logger, max_memory_bytes
+from stylegen.runtime import StopRequest, cuts_weights, free_memory_bytes, logger, max_memory_bytes
 from stylegen.sampling import SamplingSettings, write_texts
 from stylegen.sharding import accumulating, callable_inside, holds_pieces, whole_norm, whole_weights
 from stylegen.train.directory import promote_best
@@ -284,6 +284,10 @@ def _check_saved_model(run: Run, state: State) -> None:
     Raises RuntimeError if they differ by more than the precision of the training explains.
     """
     if state.check_loss is None:
+        return
+    needed = 2 * sum(path.stat().st_size for path in run.directory.glob("model*.safetensors"))
+    if (free := free_memory_bytes()) < needed:
+        logger.info(f"{run.directory} was not loaded to check it: {free / 2**30:.1f} GB of memory are free")
         return
     model = LanguageModelLoss(load_model(str(run.directory), dtype="float32"))
     loss = first_block_loss(model, run.validation_blocks, torch.device("cpu"))
