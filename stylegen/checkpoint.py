@@ -93,6 +93,12 @@ def save_checkpoint(
     accelerator.wait_for_everyone()
     if writes:
         files = {path.name: _describe(path) for path in sorted(temporary.iterdir())}
+        written = sum(name.startswith(("random-", "optimizer-")) for name in files)
+        savers = local_world_size() if each_node else accelerator.num_processes
+        if written != 2 * savers:
+            raise OSError(
+                f"{temporary} shows {written} files of {savers} processes: its file system is not shared"
+            )
         manifest = {
             "format": FORMAT,
             "world_size": accelerator.num_processes,
@@ -109,6 +115,8 @@ def save_checkpoint(
             shutil.rmtree(final)
         os.rename(temporary, final)
         _sync(run_dir)
+    accelerator.wait_for_everyone()  # no older one goes before every machine has this one
+    if writes:
         _rotate(run_dir, keep, final)
     accelerator.wait_for_everyone()
     return final

@@ -242,8 +242,12 @@ def save_model(
         model.save_pretrained(str(folder))
     else:
         model.save_pretrained(str(folder), state_dict=weights)
-        model.config.dtype = "float32"  # of what was written, not of what trains
+        trains = model.config.dtype
+        model.config.dtype = next(
+            iter(weights.values())
+        ).dtype  # of what was written, which may not be what trains
         model.config.save_pretrained(str(folder))
+        model.config.dtype = trains
     tokenizer.save_pretrained(str(folder))
 
 

@@ -78,11 +78,11 @@ def whole_weights(accelerator: Accelerator, model: nn.Module, keep: bool) -> dic
     Under DeepSpeed in bf16 or fp16 these are the fp32 master weights.
     """
     weights = {}
+    saved = _settled_names(accelerator, model)
     for name, parameter in model.named_parameters():
         whole = _whole_weight(accelerator, parameter)
         if keep:
             weights[name] = whole.detach().to("cpu", copy=True)
-    saved = model.state_dict().keys()
     buffers = {name: buffer.cpu() for name, buffer in model.named_buffers() if name in saved}
     return weights | buffers if keep else {}
 
@@ -94,6 +94,7 @@ def optimizer_state(
     if zero_stage(accelerator):
         yield from _zero_state(model, optimizer)
         return
+    _settled_names(accelerator, model)
     states = {
         parameter: state for part in torch_optimizers(optimizer) for parameter, state in part.state.items()
     }
@@ -125,14 +126,28 @@ def undo_rounding(
     """Bring back what DeepSpeed rounded to bf16 or fp16 with the model: its fp32 master weights, and the buffers.
 
     weights, buffers  by name, as they were before
-    Frequencies of rotary positions are such buffers: rounded, they are off by whole turns after a thousand tokens.
+    Of buffers the frequencies of rotary positions: rounded, they are off by whole turns after a thousand tokens. Others
+    may have to be of the type of the weights.
     """
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             _set_zero(parameter, weights[name], None)
     for name, buffer in list(model.named_buffers()):
         module, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(module), leaf, buffers[name].to(buffer.device))
+        if "inv_freq" in leaf:
+            setattr(model.get_submodule(module), leaf, buffers[name].to(buffer.device))
+
+
+def _settled_names(accelerator: Accelerator, model: nn.Module) -> set[str]:
+    """Names of what a model saves; and FSDP has its parameters in pieces again.
+
+    After a forward pass without a backward pass its outermost group is still whole, and rounded in 16 bits. Making a
+    state dict cuts it again.
+    """
+    names = set(model.state_dict())
+    if accelerator.distributed_type == DistributedType.FSDP:
+        assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+    return names
 
 
 def _whole_weight(accelerator: Accelerator, parameter: nn.Parameter) -> torch.Tensor:
@@ -195,7 +210,10 @@ def _load_zero_state(model: nn.Module, optimizer: torch.optim.Optimizer, saved: 
         return
     step = saved.tensor(first, STEP)
     for flat in flats:  # the inner optimizer makes its state at the first step only
-        inner.state[flat] = {STEP: step.clone(), **{key: torch.zeros_like(flat) for key in keys}}
+        inner.state[flat] = {
+            STEP: step.to(flat.device, copy=True),
+            **{key: torch.zeros_like(flat) for key in keys},
+        }
     _link(zero)
     for name, parameter in parameters.items():
         for key in keys:

@@ -208,13 +208,17 @@ def test_a_sharded_run_writes_the_samples_and_the_model_of_one_process(config, t
 def test_bf16_keeps_fp32_weights_and_an_exact_sum(config, launch, tmp_path):
     """Neither is what Accelerate does by itself: FSDP would hand out the loss in bf16, DeepSpeed round the weights."""
     code, _, log = launch(
-        config, *PLAIN, "--mixed_precision", "bf16", "--max_train_steps", "2", "--learning_rate", "1e-9",
+        config, *PLAIN, "--mixed_precision", "bf16", "--max_train_steps", "4", "--learning_rate", "1e-9",
+        "--eval_steps", "1", "--checkpointing_steps", "1", "--save_total_limit", "none", "--sample_steps", "end",
         "--per_device_train_batch_size", "4", "--output_dir", str(tmp_path / "out"),
     )  # fmt: skip
     assert code == 0, log[-3000:]
-    weights = load_file(tmp_path / "out/model.safetensors")
-    matrix = weights["transformer.h.0.mlp.c_fc.weight"]
-    assert matrix.dtype == torch.float32 and not torch.equal(matrix, matrix.bfloat16().float())
+    for path in (tmp_path / "out").rglob(
+        "model.safetensors"
+    ):  # all of it, in each checkpoint and in the final model
+        for name, weight in load_file(path).items():
+            assert weight.dtype == torch.float32, (path, name)
+            assert weight.ndim < 2 or not torch.equal(weight, weight.bfloat16().float()), (path, name)
     losses = [row["train/loss"] for row in metrics(tmp_path / "out") if "train/loss" in row]
     assert any(loss != torch.tensor(loss).bfloat16().item() for loss in losses)
 

@@ -103,6 +103,13 @@ def test_precision_and_optimizer_of_a_deepspeed_file_are_refused(deepspeed):
     )
 
 
+def test_a_deepspeed_file_that_cuts_nothing_is_refused(deepspeed):
+    path = deepspeed({"zero_optimization": {"stage": 0}})
+    assert refusal().startswith(
+        f"{path} cuts nothing (zero_optimization.stage is 0 or missing); use configs/accelerate/"
+    )
+
+
 def test_clipping_in_the_accelerate_file_is_refused(deepspeed, monkeypatch):
     deepspeed({})
     monkeypatch.setenv("ACCELERATE_GRADIENT_CLIPPING", "0.5")

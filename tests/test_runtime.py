@@ -24,6 +24,7 @@ from stylegen.runtime import (
     restore_random_state,
     seed_everything,
 )
+from stylegen.runtime.stop import OTHER_REASON
 
 
 @pytest.fixture
@@ -203,16 +204,16 @@ def send(number: int) -> None:
 
 
 class Processes:
-    """What `agreed` asks an accelerator for; `others` of the other processes were asked to stop."""
+    """What `agreed` asks an accelerator for; `other` is what one of the other processes says."""
 
     device = torch.device("cpu")
     is_main_process = True
 
-    def __init__(self, num_processes: int = 1, others: int = 0):
-        self.num_processes, self.others = num_processes, others
+    def __init__(self, num_processes: int = 1, other: int = 0):
+        self.num_processes, self.other = num_processes, other
 
-    def reduce(self, asked: torch.Tensor) -> torch.Tensor:
-        return asked + self.others
+    def gather(self, asked: torch.Tensor) -> torch.Tensor:
+        return torch.cat([asked, torch.tensor([self.other])])
 
 
 @pytest.mark.parametrize(
@@ -228,9 +229,20 @@ def test_a_signal_is_remembered_until_the_step_boundary(stop, number):
 
 def test_all_ranks_stop_when_one_was_asked_to(stop):
     assert stop.agreed(Processes(4)) is None
-    assert stop.agreed(Processes(4, others=1)) == "another rank"
+    assert stop.agreed(Processes(4, other=signal.SIGUSR1)) == "SIGUSR1"
+    assert stop.agreed(Processes(4, other=OTHER_REASON)) == "STOP"
     send(signal.SIGTERM)
-    assert stop.agreed(Processes(4)) == stop.agreed(Processes(4, others=2)) == "SIGTERM"
+    assert stop.agreed(Processes(4)) == stop.agreed(Processes(4, other=signal.SIGINT)) == "SIGTERM"
+
+
+def test_a_file_asks_to_stop_and_says_why_and_goes_when_obeyed(tmp_path):
+    for content, reason in (("", "STOP"), ("requeue\n", "requeue")):
+        stop = StopRequest(tmp_path)
+        assert stop.agreed(Processes()) is None
+        (tmp_path / "STOP").write_text(content)
+        assert stop.agreed(Processes()) == reason
+        stop.restore()
+        assert not (tmp_path / "STOP").exists()
 
 
 def test_the_first_signal_is_the_reason(stop):

@@ -13,7 +13,11 @@ from stylegen.config.processes import local_rank, rank, world_size
 REPEAT_SECONDS = (
     2.0  # after which an error is that of this rank only: the launcher ends the others at the first one
 )
-LOST_CONTACT = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo", "NCCL")
+# What the communication libraries say when another process is gone, or kept this one waiting.
+LOST_CONTACT = (
+    "Connection closed by peer", "Connection reset by peer", "Broken pipe", "ncclRemoteError", "remote process exited",
+    "Timed out waiting", "collective operation timeout",
+)  # fmt: skip
 
 
 class UsageError(ValueError):
@@ -76,8 +80,8 @@ def _end_rank(error: Exception) -> typing.NoReturn:
     lost = [words for words in LOST_CONTACT if words in str(error)] if isinstance(error, RuntimeError) else []
     if lost:
         print(
-            f"error: {where} lost contact with another rank, which failed or was killed ({lost[0]}); the same command "
-            f"goes on from the last checkpoint",
+            f"error: {where} lost contact with another rank, which failed, was killed or kept it waiting ({lost[0]}); "
+            f"the same command goes on from the last checkpoint",
             file=sys.stderr,
         )
     else:

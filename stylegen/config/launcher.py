@@ -106,6 +106,10 @@ def _check_deepspeed(arguments: TrainArguments) -> None:
             raise UsageError(
                 f"{path} has a section {key}, which belongs to the run; delete it, and give --{argument}"
             )
+    if not config.get("zero_optimization", {}).get("stage"):
+        raise UsageError(
+            f"{path} cuts nothing (zero_optimization.stage is 0 or missing); use configs/accelerate/ddp.yaml for that"
+        )
 
 
 def _refuse_a_lonely_process() -> None:

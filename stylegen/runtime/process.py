@@ -194,6 +194,6 @@ def _is_launchers_choice() -> bool:
 
 
 def _multiplies_bf16() -> bool:
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and not uses_cpu():
         return torch.cuda.get_device_capability()[0] >= 8
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

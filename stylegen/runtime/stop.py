@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from stylegen.config import STOP_FILE
 
+OTHER_REASON = 1000  # above the numbers of signals
 SECOND_INTERRUPT_SECONDS = 2.0  # launchers deliver the first Ctrl-C twice
 
 
@@ -42,8 +43,11 @@ class StopRequest:
             self.reason = self._asked_by_file()
         if accelerator.num_processes == 1:
             return self.reason
-        asked = torch.tensor([int(self.reason is not None)], device=accelerator.device)
-        return (self.reason or "another rank") if accelerator.reduce(asked).item() else None
+        known = signal.Signals.__members__.get(self.reason or "", OTHER_REASON if self.reason else 0)
+        asked = int(accelerator.gather(torch.tensor([known], device=accelerator.device)).max())
+        if not asked:
+            return None
+        return self.reason or (signal.Signals(asked).name if asked != OTHER_REASON else STOP_FILE)
 
     def restore(self) -> None:
         """Give the signals back to their handlers of before; a file that was obeyed is taken away."""

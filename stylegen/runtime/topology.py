@@ -1,8 +1,10 @@
 """Where the processes of a job are, whether they are the same, and what can be said of them in a line."""
 
+import contextlib
 import hashlib
 import os
 import platform
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from accelerate.utils import DistributedType, gather_object
 import stylegen
 from stylegen.config import UsageError
 from stylegen.config.processes import local_world_size
+
+VISIBLE_SECONDS = 10
 
 
 def zero_stage(accelerator: Accelerator) -> int:
@@ -46,7 +50,8 @@ def check_machines(accelerator: Accelerator) -> None:
     """Raise UsageError, on every rank, if the machines of the job have different numbers of processes."""
     if accelerator.num_processes == 1:
         return
-    counts = dict(gather_object([(os.environ.get("GROUP_RANK", "0"), (platform.node(), local_world_size()))]))
+    machine = os.environ.get("GROUP_RANK") or os.environ.get("SLURM_NODEID") or platform.node()
+    counts = dict(gather_object([(machine, (platform.node(), local_world_size()))]))
     if len({count for _, count in counts.values()}) > 1:
         each = ", ".join(f"{count} on {host}" for host, count in counts.values())
         raise UsageError(
@@ -98,7 +103,7 @@ def check_shared(accelerator: Accelerator, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
     accelerator.wait_for_everyone()
-    answers: list[tuple[str, bool]] = gather_object([(platform.node(), probe.exists())])
+    answers: list[tuple[str, bool]] = gather_object([(platform.node(), _appears(probe))])
     if accelerator.is_main_process:
         probe.unlink()
         for path in missing:
@@ -108,3 +113,15 @@ def check_shared(accelerator: Accelerator, folder: Path) -> None:
             f"what rank 0 writes into output_dir {folder} cannot be seen on {', '.join(blind)}; put it on a file "
             f"system that all machines share, or give --save_on_each_node to keep checkpoints on each"
         )
+
+
+def _appears(path: Path) -> bool:
+    """Whether a file that another machine wrote is seen here; a network file system may take its time."""
+    end = time.monotonic() + VISIBLE_SECONDS
+    while True:
+        with contextlib.suppress(OSError):
+            if path.name in os.listdir(path.parent):  # reading the folder renews what is cached of it
+                return True
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.2)

@@ -1,8 +1,11 @@
-"""Names the rank that hangs: a thread on every rank tells the others how far it is, and where it stands when all stop.
+"""Names the rank that hangs: every rank tells how far it is, and where it stands when one has waited for too long.
 
 The main thread calls `tick` before each piece of work of a step. Where ranks wait for each other all clocks stop, and
-the one that made the fewest ticks is the one waited for; one whose thread is silent too is stopped or gone. Every rank
-that can prints its own stack, and all end, so that the launcher or the scheduler can start again from the checkpoint.
+the ones that made the fewest ticks are those waited for; one that does not even tell is stopped or gone. Those print
+their stack, and all end, so that the launcher or the scheduler can start again from the checkpoint.
+
+One thread tells, by the store that the processes met at; another one looks at the clock and never waits for the store,
+which may be what is gone.
 """
 
 import json
@@ -18,10 +21,12 @@ from typing import Any
 from accelerate import Accelerator
 
 LONGEST_PULSE_SECONDS = 5.0
+ALARM = "watchdog/alarm"
+MOST_STACKS = 8
 
 
 class Watchdog:
-    """Watches from the first `tick` after `arm`; at rest it never ends a job.
+    """Watches between `arm` and `rest`; at rest it never ends a job.
 
     seconds  without a tick until the job ends; 0 never watches, and one process has nobody to wait for
     """
@@ -30,15 +35,18 @@ class Watchdog:
         self.rank, self.world_size = accelerator.process_index, accelerator.num_processes
         self.seconds = seconds
         self.pulse = min(LONGEST_PULSE_SECONDS, seconds / 4)
-        self._armed, self._count, self._work, self._since = False, 0, "start", time.monotonic()
-        self._done = threading.Event()
-        if seconds > 0 and self.world_size > 1:
-            # A client of its own: the store of the process group serves one caller at a time, and may be waited in.
-            self._store = _own_store()
-            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        self._armed, self._count, self._work, self._since = False, 0, "the start", time.monotonic()
+        self._done, self._alarm = threading.Event(), False
+        watched = seconds > 0 and self.world_size > 1
+        self._threads = [
+            threading.Thread(target=work, daemon=True) for work in (self._tell, self._watch) if watched
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def arm(self) -> None:
-        """Begin to watch, once the slow first step is over."""
+        """Watch from now on."""
+        self._since = time.monotonic()
         self._armed = True
 
     def tick(self, work: str) -> None:
@@ -50,56 +58,94 @@ class Watchdog:
         self._armed = False
 
     def stop(self) -> None:
-        """End the thread."""
+        """End the threads, which must not be in the store's library when Python ends."""
         self._armed = False
         self._done.set()
+        for thread in self._threads:
+            thread.join(timeout=LONGEST_PULSE_SECONDS)
+
+    def _tell(self) -> None:
+        try:
+            store = _own_store()
+            beat = 0
+            while True:
+                beat += 1
+                message = {"beat": beat, "count": self._count, "work": self._work, "host": platform.node()}
+                store.set(f"watchdog/{self.rank}", json.dumps(message))
+                self._alarm |= store.check([ALARM])
+                if self._done.wait(self.pulse):
+                    return
+        except (
+            RuntimeError
+        ):  # the store went with the rank or the launcher that held it, and that is noticed elsewhere
+            return
 
     def _watch(self) -> None:
-        heard: dict[int, tuple[bytes, float]] = {}  # rank: its last message, and when that was new
-        while True:
-            now = time.monotonic()
-            message = {"count": self._count, "work": self._work, "host": platform.node(), "alive": now}
-            try:
-                self._store.set(f"watchdog/{self.rank}", json.dumps(message))
-                for other in range(self.world_size):
-                    if self._store.check([f"watchdog/{other}"]):
-                        text = self._store.get(f"watchdog/{other}")
-                        if other not in heard or heard[other][0] != text:
-                            heard[other] = (text, now)
-            except RuntimeError:  # the store went with the rank or the launcher that held it
-                heard.setdefault(self.rank, (json.dumps(message).encode(), now))
-            if self._armed and now - self._since > self.seconds:
-                self._end(heard, now)
-            if self._done.wait(self.pulse):
-                return
+        while not self._done.wait(self.pulse):
+            if self._armed and (self._alarm or time.monotonic() - self._since > self.seconds):
+                self._end()
 
-    def _end(self, heard: dict[int, tuple[bytes, float]], now: float) -> None:
-        silent: dict[str, Any] = {"count": 0, "work": "no message of it", "host": "an unknown host"}
-        rows = {
-            other: json.loads(heard[other][0]) if other in heard else silent
-            for other in range(self.world_size)
-        }
-        mute = [other for other in rows if other not in heard or now - heard[other][1] > 3 * self.pulse]
-        blamed = mute or [min(rows, key=lambda other: rows[other]["count"])]
-        if self.rank == min(set(rows) - set(mute), default=self.rank):
-            what = "is stopped or gone" if mute else "hangs"
-            for other in blamed:
-                print(
-                    f"error: rank {other} on {rows[other]['host']} {what}: nothing for {self.seconds:g} s, last seen "
-                    f"in {rows[other]['work']}; the other ranks wait for it. The job ends; the same command goes on "
-                    f"from the last checkpoint (--watchdog_seconds)",
-                    file=sys.stderr,
-                )
-        if self.rank in blamed or mute:
+    def _end(self) -> None:
+        answers: list[dict[int, Any]] = []
+        asking = threading.Thread(target=self._ask, args=(answers,), daemon=True)
+        asking.start()
+        asking.join(timeout=4 * self.pulse + 5)
+        if len(answers) < 2:
+            print(
+                f"error: rank {self.rank} on {platform.node()} got no further for {self.seconds:g} s in {self._work}, "
+                f"and what keeps the ranks together at {_address()} does not answer: that machine or its first process "
+                f"is stopped or gone. The job ends; the same command goes on from the last checkpoint",
+                file=sys.stderr,
+            )
+        else:
+            self._report(*answers)
+        sys.stderr.flush()
+        time.sleep(2 * self.pulse)  # the others find the same, and say it
+        os._exit(1)
+
+    def _ask(self, answers: list[dict[int, Any]]) -> None:
+        """Read what every rank told last, twice with time for a few beats between."""
+        store = _own_store()
+        store.set(ALARM, "1")
+        for wait in (3 * self.pulse, 0):
+            keys = {other: f"watchdog/{other}" for other in range(self.world_size)}
+            answers.append(
+                {other: json.loads(store.get(key)) for other, key in keys.items() if store.check([key])}
+            )
+            time.sleep(wait)
+
+    def _report(self, before: dict[int, Any], after: dict[int, Any]) -> None:
+        ranks = range(self.world_size)
+        mute = [
+            rank
+            for rank in ranks
+            if rank not in after or after[rank]["beat"] == before.get(rank, {}).get("beat")
+        ]
+        fewest = min(row["count"] for row in after.values())
+        blamed = mute or [rank for rank in ranks if after[rank]["count"] == fewest]
+        speaker = min(rank for rank in ranks if rank not in mute)
+        named = blamed if self.rank == speaker else [self.rank] if self.rank in blamed else []
+        what = "is stopped or gone" if mute else "hangs"
+        for rank in named[:MOST_STACKS]:
+            row = after.get(rank, {"host": "an unknown host", "work": "nothing that it told"})
+            print(
+                f"error: rank {rank} on {row['host']} {what}: nothing for {self.seconds:g} s, last seen in "
+                f"{row['work']}; the other ranks wait for it. The job ends; the same command goes on "
+                f"from the last checkpoint (--watchdog_seconds)",
+                file=sys.stderr,
+            )
+        if self.rank in (blamed[:MOST_STACKS] if not mute else [speaker]):
             frame = sys._current_frames()[threading.main_thread().ident or 0]
             stack = "".join(traceback.format_stack(frame))
             print(f"rank {self.rank} of {self.world_size} stands in {self._work}:\n{stack}", file=sys.stderr)
-        sys.stderr.flush()
-        time.sleep(self.pulse * 2)  # the others find the same, and say it
-        os._exit(1)
+
+
+def _address() -> str:
+    return f"{os.environ['MASTER_ADDR']} port {os.environ['MASTER_PORT']}"
 
 
 def _own_store() -> Any:
+    """A client for one thread: the one of the process group serves one caller at a time, and may be waited in."""
     from torch.distributed import TCPStore
 
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])

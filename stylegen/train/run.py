@@ -69,7 +69,7 @@ def train(arguments: TrainArguments, train_source: Source, validation_source: So
 
 def loop(run: Run, state: State, stop: StopRequest) -> str | None:
     """Train to the last step; returns the reason if it was asked to stop before."""
-    arguments, watch = run.arguments, Stopwatch()
+    arguments, watch, first = run.arguments, Stopwatch(), state.step
     run.model.train()
     while True:
         run.watchdog.tick(f"the end of step {state.step}")
@@ -91,8 +91,9 @@ def loop(run: Run, state: State, stop: StopRequest) -> str | None:
                 save(run, state)
         if last or reason:
             return None if last else reason
+        if state.step > first:  # the first step may compile
+            run.watchdog.arm()
         grad_norm = train_step(run, state, watch)
-        run.watchdog.arm()
         if state.step % arguments.logging_steps == 0 or state.step == run.num_steps:
             log_training(run, state, watch, grad_norm)
             watch = Stopwatch()
@@ -197,6 +198,7 @@ def write_samples(run: Run, state: State) -> None:
     run.watchdog.rest()
     together = cuts_weights(run.accelerator)
     if not (run.accelerator.is_main_process or together):
+        run.accelerator.wait_for_everyone()
         return
     arguments = run.arguments
     settings = SamplingSettings(
@@ -217,6 +219,7 @@ def write_samples(run: Run, state: State) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_text(header + "\n====\n".join(texts) + "\n", encoding="utf-8")
         run.tracker.log_samples(state.step, texts)
+    run.accelerator.wait_for_everyone()
 
 
 def save(run: Run, state: State) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -24,11 +25,13 @@ from stylegen.blocks import (
 from stylegen.checkpoint import (
     find_damage,
     is_writer,
+    list_checkpoints,
     load_training_state,
     newest_checkpoint,
     read_manifest,
 )
 from stylegen.config import TrainArguments, UsageError, resolve_arguments
+from stylegen.config.processes import world_size
 from stylegen.corpus import Source
 from stylegen.metrics import training_bytes
 from stylegen.model import (
@@ -223,7 +226,7 @@ def _checkpoint_to_resume(arguments: TrainArguments) -> Path | None:
             f"{folder} holds a run; choose another --output_dir, or start afresh with --overwrite_output_dir"
         )
     else:
-        newest = newest_checkpoint(folder)
+        newest = newest_checkpoint(folder) if not arguments.save_on_each_node else _newest_on_all(folder)
         if newest is None and directory.has_model(folder):
             raise UsageError(
                 f"{folder} holds a finished model, but no checkpoint to go on from; choose another --output_dir, "
@@ -235,6 +238,19 @@ def _checkpoint_to_resume(arguments: TrainArguments) -> Path | None:
     if previous := directory.previous_settings(checkpoint.parent):
         directory.refuse_changes(previous, arguments, checkpoint.parent)
     return checkpoint
+
+
+def _newest_on_all(folder: Path) -> Path | None:
+    """The newest checkpoint that every machine has whole: one may have been stopped before it had the last."""
+    mine = [path.name for path in list_checkpoints(folder) if find_damage(path) is None]
+    everyone: list[list[str]] = [mine] if world_size() == 1 else gather_object([mine])
+    common = set(mine).intersection(*everyone)
+    if any(everyone) and not common:
+        raise UsageError(
+            f"the machines have no checkpoint in common in {folder}; copy one from one to the others, or start afresh "
+            f"with --overwrite_output_dir"
+        )
+    return folder / max(common, key=lambda name: int(name.rpartition("-")[2])) if common else None
 
 
 def _prepare_text(
