@@ -241,11 +241,9 @@ def save_model(
     if weights is None:
         model.save_pretrained(str(folder))
     else:
-        model.save_pretrained(str(folder), state_dict=weights)
-        trains = model.config.dtype
-        model.config.dtype = next(
-            iter(weights.values())
-        ).dtype  # of what was written, which may not be what trains
+        written, trains = next(iter(weights.values())).dtype, model.config.dtype
+        model.save_pretrained(str(folder), state_dict=weights)  # takes the weights out of the dictionary
+        model.config.dtype = written
         model.config.save_pretrained(str(folder))
         model.config.dtype = trains
     tokenizer.save_pretrained(str(folder))

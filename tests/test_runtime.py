@@ -5,6 +5,7 @@ import random
 import re
 import signal
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from accelerate.state import AcceleratorState
 from stylegen.config import UsageError
 from stylegen.runtime import (
     StopRequest,
+    Watchdog,
     build_accelerator,
     max_memory_bytes,
     pick_device,
@@ -306,3 +308,48 @@ def test_a_training_gives_the_handlers_back(train):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     train("run", "--max_train_steps", "1", "--sample_steps", "end")
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
+
+
+# --- who hangs
+
+
+def told(*rows: tuple[int, int]) -> dict[int, dict]:
+    """What ranks 0, 1, ... told: (beat, count) each."""
+    return {
+        rank: {"beat": beat, "count": count, "work": f"pass {count}", "host": "n"}
+        for rank, (beat, count) in enumerate(rows)
+    }
+
+
+@pytest.mark.parametrize(
+    ("rank", "before", "after", "named", "has_stack"),
+    [
+        (0, told((1, 7), (1, 5)), told((4, 7), (4, 5)), [1], False),  # the one with fewer ticks is waited for
+        (1, told((1, 7), (1, 5)), told((4, 7), (4, 5)), [1], True),  # and says so itself, if it comes first
+        (0, told((1, 7), (1, 7)), told((4, 7), (1, 7)), [1], True),  # tells no more: stopped
+        (
+            1,
+            told((1, 5), (1, 5)),
+            told((4, 5), (4, 5)),
+            [1],
+            True,
+        ),  # nobody can say who: each one shows where it is
+        (0, told((1, 5), (1, 5)), told((4, 5), (4, 5)), [0, 1], True),
+    ],
+)
+def test_the_watchdog_names_who_is_waited_for(rank, before, after, named, has_stack, capsys):
+    watchdog = Watchdog(types.SimpleNamespace(process_index=rank, num_processes=2), seconds=0)
+    watchdog._report(before, after)
+    said = capsys.readouterr().err
+    assert re.findall(r"error: rank (\d) on n (?:hangs|is stopped or gone)", said) == [
+        str(number) for number in named
+    ]
+    assert ("test_the_watchdog_names_who_is_waited_for" in said) == has_stack
+
+
+def test_the_watchdog_counts_from_when_it_is_armed():
+    watchdog = Watchdog(types.SimpleNamespace(process_index=0, num_processes=2), seconds=0)
+    watchdog._since -= 1000  # a first step that compiled
+    watchdog.arm()
+    assert time.monotonic() - watchdog._since < 1
+    watchdog.stop()
