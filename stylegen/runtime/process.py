@@ -8,6 +8,7 @@ import platform
 import socket
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -87,6 +88,9 @@ def apply_speed_settings() -> None:
 def _join(precision: str, timeout: datetime.timedelta) -> Accelerator:
     options: dict[str, Any] = {"timeout": timeout}
     environment = {}
+    if uses_deepspeed():
+        # It compiles, with the ninja that pip has put beside a Python which nobody may have put on the PATH.
+        os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     if uses_cpu() and world_size() > 1:
         options["backend"] = "gloo"
         # Accelerate shards on GPUs only: on CPUs it would train plain DDP without a word.
