@@ -10,9 +10,8 @@ from collections.abc import Callable, Sequence
 
 from stylegen.config.processes import local_rank, rank, world_size
 
-REPEAT_SECONDS = (
-    2.0  # after which an error is that of this rank only: the launcher ends the others at the first one
-)
+# After this long an error is that of this rank only: the launcher ends the others at the first one.
+REPEAT_SECONDS = 2.0
 # What the communication libraries say when another process is gone, or kept this one waiting.
 LOST_CONTACT = (
     "Connection closed by peer", "Connection reset by peer", "Broken pipe", "ncclRemoteError", "remote process exited",

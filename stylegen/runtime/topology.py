@@ -33,7 +33,7 @@ def cuts_weights(accelerator: Accelerator) -> bool:
 
 
 def describe_topology(accelerator: Accelerator) -> str:
-    """As "2 x 4 processes (ZeRO-3, nccl)" for two machines with four each."""
+    """As "2 x 4 processes (ZeRO-3 over nccl) on cuda" for two machines with four each."""
     if accelerator.num_processes == 1:
         return f"1 process on {accelerator.device}, {torch.get_num_threads()} threads"
     stage = zero_stage(accelerator)
