@@ -22,21 +22,21 @@ PLAIN = ("--config_overrides", "n_layer=2,n_head=2,n_embd=32,resid_pdrop=0,embd_
 ENDLESS = ("--max_train_steps", "100000", "--eval_steps", "100000")
 FAULTS = """\
 import os, sys, time
-from stylegen.train import main, run
+from stylegen.train import main, step as training
 
-fault, step, rank = os.environ["FAULT"].split()
-original = run.micro_batches
+fault, number, rank = os.environ["FAULT"].split()
+original = training.micro_batches
 
 def micro_batches(*values):
     micro_batches.calls += 1
-    if os.environ["RANK"] == rank and micro_batches.calls == int(step):
+    if os.environ["RANK"] == rank and micro_batches.calls == int(number):
         if fault == "raise":
             raise OSError("the disk with the text is gone")
         time.sleep(1000)
     return original(*values)
 
 micro_batches.calls = 0
-run.micro_batches = micro_batches
+training.micro_batches = micro_batches
 sys.exit(main())
 """
 

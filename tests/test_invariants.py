@@ -139,11 +139,11 @@ def test_evaluation_and_samples_do_not_disturb_the_training(train):
 
 
 def test_every_block_is_seen_once_an_epoch(train, monkeypatch):
-    from stylegen.train import run
+    from stylegen.train import step as training
 
     seen = []
-    original = run.step_indices
-    monkeypatch.setattr(run, "step_indices", lambda *values: seen.append(original(*values)) or seen[-1])
+    original = training.step_indices
+    monkeypatch.setattr(training, "step_indices", lambda *values: seen.append(original(*values)) or seen[-1])
     folder = train("epochs", *BATCH, "--num_train_epochs", "2")
     assert [len(step) for step in seen] == [8, 8, 5, 8, 8, 5]
     first, second = np.concatenate(seen[:3]), np.concatenate(seen[3:])
@@ -164,12 +164,12 @@ def test_processes_that_do_not_know_each_other_are_refused(train, monkeypatch, c
 
 
 def test_the_saved_model_is_loaded_and_compared(train, monkeypatch, capsys):
-    from stylegen.train import run
+    from stylegen.train import finish, turn
 
     folder = train("good", "--max_train_steps", "1")
     assert f"{folder} loads in Transformers and gives the loss it was saved with" in capsys.readouterr().err
 
-    original = run.save_model
+    original = turn.save_model
 
     def save_model(model, *where):
         with torch.no_grad():
@@ -178,11 +178,11 @@ def test_the_saved_model_is_loaded_and_compared(train, monkeypatch, capsys):
             model.transformer.wte.weight.div_(2)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "save_model", save_model)
+        patch.setattr(turn, "save_model", save_model)
         with pytest.raises(
             RuntimeError, match=r"has loss [\d.]+ on the first validation block, but had [\d.]+"
         ):
             train("bad", "--max_train_steps", "1")
-    monkeypatch.setattr(run, "free_memory_bytes", lambda: 1000)
+    monkeypatch.setattr(finish, "free_memory_bytes", lambda: 1000)
     train("unchecked", "--max_train_steps", "1")
     assert "was not loaded to check it: 0.0 GB of memory are free" in capsys.readouterr().err

@@ -2,8 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 from torch.optim import Optimizer
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
 from stylegen.blocks import (
-    Blocks,
     TokenCache,
     cut_blocks,
     describe,
@@ -64,58 +62,7 @@ from stylegen.runtime import (
 from stylegen.sharding import undo_rounding
 from stylegen.tracking import Tracker
 from stylegen.train import directory
-
-
-@dataclass
-class State:
-    """The loop's own values; a checkpoint keeps them as JSON."""
-
-    step: int = 0  # optimizer steps done
-    num_steps: int = 0  # that the run is to take, which the learning rate depends on
-    tokens_seen: int = 0  # predicted tokens over all ranks
-    loss_sum: float = 0.0  # of this rank since the last logged row, in nats
-    loss_tokens: int = 0  # of all ranks since the last logged row
-    best_loss: float | None = None
-    best_step: int | None = None
-    stale_evaluations: int = 0  # evaluations since the best one
-    finished: bool = False
-    stopped_by: str | None = (
-        None  # why the checkpoint was written before its time: a signal, or what STOP says
-    )
-    check_loss: float | None = (
-        None  # of the best model on the first validation block, to compare after saving it
-    )
-
-
-@dataclass
-class Run:
-    """What the loop works with."""
-
-    arguments: TrainArguments
-    accelerator: Accelerator
-    model: nn.Module  # LanguageModelLoss, prepared
-    base_model: PreTrainedModel  # the one inside
-    optimizer: Optimizer
-    schedule: Callable[[int], float]  # step -> learning rate
-    train_blocks: Blocks
-    validation_blocks: Blocks
-    validation_bytes: int  # of text behind the predicted tokens
-    tokenizer: PreTrainedTokenizerFast
-    fingerprint: str
-    steps_per_epoch: int
-    num_steps: int
-    tracker: Tracker
-    resumed_at: int | None  # the step of the checkpoint it goes on from
-    watchdog: Watchdog
-
-    @property
-    def writes(self) -> bool:
-        """Whether this rank writes what one rank writes."""
-        return is_writer(self.accelerator, self.arguments.save_on_each_node)
-
-    @property
-    def directory(self) -> Path:
-        return self.arguments.output_path
+from stylegen.train.state import Run, State
 
 
 def set_up(

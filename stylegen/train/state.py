@@ -1,0 +1,87 @@
+"""What the loop works with, its own values, and the questions about both that more than one of its parts asks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.optim import Optimizer
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from stylegen.blocks import Blocks
+from stylegen.checkpoint import is_writer
+from stylegen.config import TrainArguments
+from stylegen.runtime import Watchdog
+from stylegen.tracking import Tracker
+
+
+@dataclass
+class State:
+    """The loop's own values; a checkpoint keeps them as JSON."""
+
+    step: int = 0  # optimizer steps done
+    num_steps: int = 0  # that the run is to take, which the learning rate depends on
+    tokens_seen: int = 0  # predicted tokens over all ranks
+    loss_sum: float = 0.0  # of this rank since the last logged row, in nats
+    loss_tokens: int = 0  # of all ranks since the last logged row
+    best_loss: float | None = None
+    best_step: int | None = None
+    stale_evaluations: int = 0  # evaluations since the best one
+    finished: bool = False
+    stopped_by: str | None = (
+        None  # why the checkpoint was written before its time: a signal, or what STOP says
+    )
+    check_loss: float | None = (
+        None  # of the best model on the first validation block, to compare after saving it
+    )
+
+
+@dataclass
+class Run:
+    """What the loop works with."""
+
+    arguments: TrainArguments
+    accelerator: Accelerator
+    model: nn.Module  # LanguageModelLoss, prepared
+    base_model: PreTrainedModel  # the one inside
+    optimizer: Optimizer
+    schedule: Callable[[int], float]  # step -> learning rate
+    train_blocks: Blocks
+    validation_blocks: Blocks
+    validation_bytes: int  # of text behind the predicted tokens
+    tokenizer: PreTrainedTokenizerFast
+    fingerprint: str
+    steps_per_epoch: int
+    num_steps: int
+    tracker: Tracker
+    resumed_at: int | None  # the step of the checkpoint it goes on from
+    watchdog: Watchdog
+
+    @property
+    def writes(self) -> bool:
+        """Whether this rank writes what one rank writes."""
+        return is_writer(self.accelerator, self.arguments.save_on_each_node)
+
+    @property
+    def directory(self) -> Path:
+        return self.arguments.output_path
+
+
+def axes(run: Run, state: State) -> dict[str, float]:
+    """What every logged row carries: where in the run it belongs."""
+    return {
+        "train/epoch": state.step / run.steps_per_epoch,
+        "train/global_step": state.step,
+        "train/tokens_seen": state.tokens_seen,
+    }
+
+
+def sum_over_ranks(run: Run, value: float) -> float:
+    """The sum of one number of each rank, in float64; a collective."""
+    if run.accelerator.num_processes == 1:
+        return value
+    return run.accelerator.reduce(
+        torch.tensor(value, dtype=torch.float64, device=run.accelerator.device)
+    ).item()
