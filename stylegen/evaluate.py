@@ -1,5 +1,6 @@
 """Token-exact evaluation: sums over every predicted token, divided once, the same on any number of processes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,15 +31,26 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model: torch.nn.Module, blocks: Blocks, batch_size: int, accelerator: Accelerator) -> Evaluation:
+def evaluate(
+    model: torch.nn.Module,
+    blocks: Blocks,
+    batch_size: int,
+    accelerator: Accelerator,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Evaluation | None:
     """Evaluate a prepared `LanguageModelLoss` on all `blocks`; a collective, to be called on every rank.
 
     The sums are kept in float64 and reduced once. The model is left in training mode, no generator is touched.
+
+    interrupted  asked before each batch, the same answer on all ranks; if it is yes the result is None
     """
     model.eval()
     loss_sum, num_correct = 0.0, 0
     indices = np.arange(len(blocks))
     for share in micro_batches(indices, batch_size, accelerator.num_processes, accelerator.process_index):
+        if interrupted():
+            model.train()
+            return None
         batch = {name: tensor.to(accelerator.device) for name, tensor in blocks.batch(share).items()}
         loss, correct = model(**batch)
         loss_sum += loss.item()

@@ -5,7 +5,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from stylegen.config import GenerateArguments, UsageError, check_arguments, parse_arguments, run_command
+from stylegen.config import (
+    GenerateArguments,
+    UsageError,
+    check_arguments,
+    parse_arguments,
+    run_command,
+    stay_local,
+)
 
 SEPARATOR = "===="
 USAGE = """generate.py CHECKPOINT [--flag value ...]
@@ -22,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _generate(argv: list[str]) -> int:
     arguments = parse_arguments(GenerateArguments, argv, positional="checkpoint", usage=USAGE)
     check_arguments(arguments)
+    stay_local(arguments)
     prompts = _read_prompts(arguments)
     texts = _write(arguments, prompts)
     if arguments.output:

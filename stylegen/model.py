@@ -22,6 +22,7 @@ from transformers import (
 from stylegen.config import TrainArguments, UsageError, first_line
 from stylegen.config.checks import POSITION_KEYS, positions_of
 from stylegen.tokenizer import num_ids
+from stylegen.trust import check_source, forget_code
 
 IGNORED = -100  # the label that the loss leaves out
 LARGEST_DEFAULT_BLOCK = 1024
@@ -113,13 +114,18 @@ def config_for(arguments: TrainArguments) -> tuple[Any, int]:
 
 def load_config(name_or_path: str, revision: str | None = None, gguf_file: str | None = None):
     """The configuration of a pretrained model, from a folder, the hub, or a GGUF file in one of them."""
+    check_source(name_or_path, gguf_file)
     try:
-        return AutoConfig.from_pretrained(name_or_path, revision=revision, **_gguf(gguf_file))
+        config = AutoConfig.from_pretrained(
+            name_or_path, revision=revision, trust_remote_code=False, **_gguf(gguf_file)
+        )
     except Exception as error:  # whatever a folder of somebody else's makes the libraries raise
         raise UsageError(
             f"no model configuration in {name_or_path} ({first_line(error)}); "
             f"give a folder with config.json and weights, or a hub id"
         ) from error
+    forget_code(config)
+    return config
 
 
 def load_model(
@@ -131,8 +137,11 @@ def load_model(
     attn_implementation: str | None = None,
 ) -> PreTrainedModel:
     """A pretrained model with weights of `dtype`, whatever type the file has."""
+    check_source(name_or_path, gguf_file)
     options: dict[str, Any] = {
         "revision": revision,
+        "trust_remote_code": False,
+        "weights_only": True,
         "dtype": getattr(torch, dtype),
         "attn_implementation": attn_implementation,
         "output_loading_info": True,
@@ -142,8 +151,14 @@ def load_model(
     try:
         loaded = AutoModelForCausalLM.from_pretrained(name_or_path, **options)
     except Exception as error:
-        raise UsageError(f"no model in {name_or_path}: {first_line(error)}") from error
+        reason = first_line(error)
+        if "weights_only" in reason:  # torch's own advice is to trust the file
+            reason = (
+                "its weights are a pickle of more than tensors, which could run code; get them as safetensors"
+            )
+        raise UsageError(f"no model in {name_or_path}: {reason}") from error
     model, report = loaded
+    forget_code(model.config)
     if missing := report["missing_keys"]:  # transformers would fill them with random numbers
         raise UsageError(
             f"no model in {name_or_path}: it lacks {len(missing)} tensors, such as {min(missing)}"
@@ -173,7 +188,7 @@ def scratch_config(
             )
         config = CONFIG_MAPPING[model_type]()
     for key in overrides:
-        if not hasattr(config, key):
+        if not hasattr(config, key) or key.startswith("_"):
             raise UsageError(
                 f"config_overrides names {key}, which a {config.model_type} configuration does not have"
             )
@@ -209,7 +224,10 @@ def build_model(
         )
     try:
         return AutoModelForCausalLM.from_config(
-            config, dtype=getattr(torch, dtype), attn_implementation=attn_implementation
+            config,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attn_implementation,
+            trust_remote_code=False,
         )
     except Exception as error:
         raise UsageError(f"a {config.model_type} model cannot be built so: {first_line(error)}") from error

@@ -1,6 +1,7 @@
 """What a run tells while it runs: metrics.jsonl always, a progress bar or plain lines, trackers when asked.
 
-Trackers are Accelerate's. A tracker that fails is left out with one warning; it never stops the training.
+Trackers are Accelerate's. A tracker that fails is left out with one warning; it never stops the training. It receives
+the rows, the samples, and of the arguments those that `config.privacy` lists.
 """
 
 import json
@@ -11,12 +12,21 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
+from stylegen.config import first_line
+from stylegen.config.privacy import for_trackers, redacted
+
 logger = logging.getLogger("stylegen")
 AXIS = "train/global_step"
+# By itself wandb records the command line, the path and the code of the program, the repository's address and changes,
+# and all that is printed. An upload that never ends would keep a finished run from ending.
+WANDB_SETTINGS = {
+    "console": "off", "disable_code": True, "disable_git": True, "disable_job_creation": True, "save_code": False,
+    "x_disable_meta": True, "program": "run_clm.py", "finish_timeout": 600.0, "finish_timeout_raises": True,
+}  # fmt: skip
 
 
 class Tracker:
@@ -27,7 +37,9 @@ class Tracker:
         self.num_steps, self.first_step = num_steps, first_step
         self.start_time = time.monotonic()
         self.trackers: list[Any] = []
-        self.file: TextIO | None = None
+        self.file: BinaryIO | None = None
+        self._unwritten = b""  # of a full disk, for the next attempt
+        self._warned = False
         self.bar: tqdm | None = None
         if is_main:
             self.file = _open_for_append(run_dir / "metrics.jsonl")
@@ -39,17 +51,19 @@ class Tracker:
     def start_trackers(
         self, names: Iterable[str], *, project: str, run_name: str, group: str | None, config: dict[str, Any]
     ) -> None:
-        """Start the named trackers of Accelerate; wandb goes on in the run that wandb_run_id names."""
+        """Start the named trackers of Accelerate; wandb goes on in the run that wandb_run_id names.
+
+        config  the arguments, of which they receive what `for_trackers` leaves
+        """
         for name in names if self.is_main else ():
-            self._guarded(name, self._start, name, project, run_name, group, config)
+            self._guarded(name, self._start, name, project, run_name, group, for_trackers(config))
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one event. `row` carries train/global_step, train/epoch and train/tokens_seen."""
         if not self.is_main:
             return
-        assert self.file
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
+        self._unwritten += json.dumps(row).encode() + b"\n"
+        self._write()
         for tracker in list(self.trackers):
             # wandb drops rows that go back in its own step, so it gets the axis as a value instead.
             self._guarded(tracker.name, tracker.log, row, step=None if tracker.name == "wandb" else row[AXIS])
@@ -71,15 +85,31 @@ class Tracker:
         """A line for the user, beside the progress bar."""
         logger.info(message)
 
-    def finish(self) -> None:
-        """Close everything; safe to call twice."""
+    def finish(self, preempted: bool = False) -> None:
+        """Close everything; safe to call twice. `preempted` tells wandb that the run will go on."""
         for tracker in list(self.trackers):
-            self._guarded(tracker.name, tracker.finish)
+            self._guarded(tracker.name, _preempt if preempted and tracker.name == "wandb" else _end, tracker)
         self.trackers = []
         if self.bar is not None:
             self.bar.close()
         if self.file is not None:
+            self._write()
             self.file.close()
+            self.file = None
+
+    def _write(self) -> None:
+        """Append what is not written yet to metrics.jsonl; on a full disk it waits for the next row."""
+        assert self.file
+        try:
+            while self._unwritten:
+                self._unwritten = self._unwritten[self.file.write(self._unwritten) :]
+            self._warned = False
+        except OSError as error:
+            if not self._warned:
+                logger.warning(
+                    f"warning: {self.file.name} cannot be written ({error}); its rows are kept until it can"
+                )
+            self._warned = True
 
     def _start(
         self, name: str, project: str, run_name: str, group: str | None, config: dict[str, Any]
@@ -89,6 +119,7 @@ class Tracker:
         options: dict[str, Any] = {}
         if name == "wandb":
             options = {"name": run_name, "group": group, "id": self._wandb_run_id(), "resume": "allow"}
+            options["settings"] = dict(WANDB_SETTINGS)
             project = os.environ.get("WANDB_PROJECT", project)
         elif name == "tensorboard":
             project, options = run_name, {"logging_dir": str(self.run_dir / "tensorboard")}
@@ -110,10 +141,9 @@ class Tracker:
     def _guarded(self, name: str, action: Callable[..., Any], *values: Any, **options: Any) -> None:
         try:
             action(*values, **options)
-        except Exception as error:
-            logger.warning(
-                f"warning: {name} failed and is left out from here on: {type(error).__name__}: {error}"
-            )
+        except (Exception, SystemExit) as error:
+            said = redacted(f"{type(error).__name__}: {first_line(error)}")
+            logger.warning(f"warning: {name} failed and is left out from here on: {said}")
             self.trackers = [tracker for tracker in self.trackers if tracker.name != name]
 
     def _show(self, row: dict[str, Any]) -> None:
@@ -154,13 +184,23 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return sorted(rows.values(), key=lambda row: (row[AXIS], "eval/loss" in row))
 
 
-def _open_for_append(path: Path) -> TextIO:
-    """Open the log; a half-written last line of a killed run is ended first, so that it spoils no other."""
+def _open_for_append(path: Path) -> BinaryIO:
+    """Open the log, unbuffered; a half-written last line of a killed run is ended first, so that it spoils no other."""
     torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
-    file = open(path, "a", encoding="utf-8")  # noqa: SIM115  closed by Tracker.finish
+    file: BinaryIO = open(path, "ab", buffering=0)  # noqa: SIM115  closed by finish
     if torn:
-        file.write("\n")
+        file.write(b"\n")
     return file
+
+
+def _end(tracker: Any) -> None:
+    tracker.finish()
+
+
+def _preempt(tracker: Any) -> None:
+    """End a wandb run as preempted: it was stopped and will go on under the same id."""
+    tracker.run.mark_preempting()
+    tracker.run.finish(exit_code=1)  # wandb takes exit code 0 for the end of the work
 
 
 def _scalar(value: Any) -> Any:

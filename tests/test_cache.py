@@ -146,7 +146,7 @@ def built(monkeypatch):
 def test_the_second_start_reads_no_text(prepare, built):
     first, second = prepare(["ab", "c"], ["cab"]), prepare(["ab", "c"], ["cab"])
     assert len(built) == 2  # both sides, once
-    assert first.fingerprint == second.fingerprint
+    assert first.fingerprints == second.fingerprints
     assert first.train.counts == second.train.counts
     np.testing.assert_array_equal(first.train.tokens, second.train.tokens)
     assert second.tokenizer.backend_tokenizer.to_str() == first.tokenizer.backend_tokenizer.to_str()
@@ -158,7 +158,7 @@ def test_a_file_that_was_written_again_is_read_again_and_the_same_text_has_the_s
 ):
     first = prepare(["ab", "c"], ["cab"])
     os.utime(tmp_path / "train-0.txt", ns=(1, 1))
-    assert prepare(["ab", "c"], ["cab"]).fingerprint == first.fingerprint
+    assert prepare(["ab", "c"], ["cab"]).fingerprints == first.fingerprints
     assert len(built) == 4
 
 
@@ -167,7 +167,7 @@ def test_a_file_of_the_same_size_with_another_time_is_another_text(prepare, tmp_
     (tmp_path / "train-0.txt").write_text("ba")
     os.utime(tmp_path / "train-0.txt", ns=(5, 5))
     second = prepare(["ba"], ["cab"])
-    assert second.fingerprint != first.fingerprint
+    assert second.fingerprints != first.fingerprints
     assert second.train.tokens.tolist() == first.train.tokens.tolist()[::-1]
 
 
@@ -183,7 +183,7 @@ def test_a_file_of_the_same_size_with_another_time_is_another_text(prepare, tmp_
     ],
 )
 def test_another_text_has_another_fingerprint(prepare, train, validation):
-    assert prepare(["ab", "c"], ["cab"]).fingerprint != prepare(train, validation).fingerprint
+    assert prepare(["ab", "c"], ["cab"]).fingerprints != prepare(train, validation).fingerprints
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_another_text_has_another_fingerprint(prepare, train, validation):
 def test_another_way_to_read_or_split_is_another_entry(prepare, tmp_path, options):
     texts = [f"ab {number}\ncd" for number in range(100, 130)]
     first, other = prepare(texts), prepare(texts, **options)
-    assert first.fingerprint != other.fingerprint
+    assert first.fingerprints != other.fingerprints
     assert len(entries(tmp_path)) == 2
 
 
@@ -207,7 +207,7 @@ def test_another_tokenizer_is_another_entry(tmp_path):
         run(vocab_size=310),
         run(vocab_size=300, normalizer="nfd"),
     ]
-    assert len({cache.fingerprint for cache in runs}) == 4
+    assert len({tuple(cache.fingerprints.values()) for cache in runs}) == 4
     assert len(run(vocab_size=310, special_tokens=["<scene>"]).tokenizer.encode("<scene>")) == 1
 
 
@@ -215,7 +215,7 @@ def test_overwriting_reads_again_with_the_same_outcome(prepare, built, tmp_path)
     first = prepare(["ab"], ["cab"], overwrite_cache=True)  # there is nothing to overwrite yet
     second = prepare(["ab"], ["cab"], overwrite_cache=True)
     assert len(built) == 4
-    assert first.fingerprint == second.fingerprint
+    assert first.fingerprints == second.fingerprints
     np.testing.assert_array_equal(first.train.tokens, second.train.tokens)
     assert len(entries(tmp_path)) == 1
 
@@ -273,7 +273,7 @@ def slow(*arguments):
 prepare.write_sides = slow
 arguments = resolve_arguments(TrainArguments(
     train_file=[text], cache_dir=folder, block_size=8, train_tokenizer="char"), 1)
-print(prepare_text(arguments, *find_sources(arguments)).fingerprint, flush=True)
+print(prepare_text(arguments, *find_sources(arguments)).fingerprints, flush=True)
 """
 
 
@@ -425,9 +425,9 @@ def test_a_dataset_without_a_validation_split_is_split(tmp_path, dataset):
 
 def test_a_dataset_that_is_streamed_is_the_same_text(tmp_path, dataset):
     plain, streamed = prepare_dataset(tmp_path, dataset), prepare_dataset(tmp_path, dataset, streaming=True)
-    assert plain.fingerprint == streamed.fingerprint
+    assert plain.fingerprints == streamed.fingerprints
     (Path(dataset) / "train.jsonl").write_text(json.dumps({"text": "other"}) + "\n")
-    assert prepare_dataset(tmp_path, dataset, streaming=True).fingerprint != plain.fingerprint
+    assert prepare_dataset(tmp_path, dataset, streaming=True).fingerprints != plain.fingerprints
 
 
 # Pairs

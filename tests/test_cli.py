@@ -307,7 +307,7 @@ def test_a_changed_text_is_refused_with_both_fingerprints(train, text_file, caps
     text_file.write_text(make_text(301))
     train("run", "--max_train_steps", "4", code=2)
     assert re.search(
-        r"the text or the tokenizer is not that of .* \(fingerprint \w{12}, now \w{12}\)",
+        r"the text is not that of \S+ \(fingerprints: text \w{12}, now \w{12}\); restore it, choose another",
         capsys.readouterr().err,
     )
 

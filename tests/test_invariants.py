@@ -68,7 +68,7 @@ def test_six_steps_are_some_and_the_rest_after_a_stop(train, monkeypatch, optimi
 
 
 def test_a_stop_before_the_first_step_is_no_error(train, monkeypatch):
-    from stylegen.runtime import StopRequest
+    from stylegen.stop import StopRequest
 
     flags = (*STEPS, *BATCH, "--max_train_steps", "3", "--eval_on_start", "false")
     with monkeypatch.context() as patch:

@@ -1,9 +1,7 @@
 """The process: which precision and device, what stops it, and that its random generators come back exactly."""
 
-import os
 import random
 import re
-import signal
 import time
 import types
 from pathlib import Path
@@ -15,7 +13,6 @@ from accelerate.state import AcceleratorState
 
 from stylegen.config import UsageError
 from stylegen.runtime import (
-    StopRequest,
     Watchdog,
     build_accelerator,
     max_memory_bytes,
@@ -26,7 +23,6 @@ from stylegen.runtime import (
     restore_random_state,
     seed_everything,
 )
-from stylegen.runtime.stop import OTHER_REASON
 
 
 @pytest.fixture
@@ -181,133 +177,6 @@ def test_a_seed_seeds_every_generator():
     assert draws() == first
     seed_everything(4)
     assert all(one != other for one, other in zip(draws(), first, strict=True))
-
-
-# --- signals
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """A clock that stands still until it is moved: `clock.append(seconds)`."""
-    times = [100.0]
-    monkeypatch.setattr(time, "monotonic", lambda: times[-1])
-    return times
-
-
-@pytest.fixture
-def stop(clock):
-    request = StopRequest()
-    yield request
-    request.restore()
-
-
-def send(number: int) -> None:
-    os.kill(os.getpid(), number)
-
-
-class Processes:
-    """What `agreed` asks an accelerator for; `other` is what one of the other processes says."""
-
-    device = torch.device("cpu")
-    is_main_process = True
-
-    def __init__(self, num_processes: int = 1, other: int = 0):
-        self.num_processes, self.other = num_processes, other
-
-    def gather(self, asked: torch.Tensor) -> torch.Tensor:
-        return torch.cat([asked, torch.tensor([self.other])])
-
-
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1], ids=lambda made: made.name
-)
-def test_a_signal_is_remembered_until_the_step_boundary(stop, number):
-    assert (stop.reason, stop.agreed(Processes())) == (None, None)
-    send(number)
-    assert stop.reason == number.name
-    assert stop.agreed(Processes()) == number.name
-    assert stop.agreed(Processes()) == number.name  # asking does not forget it
-
-
-def test_all_ranks_stop_when_one_was_asked_to(stop):
-    assert stop.agreed(Processes(4)) is None
-    assert stop.agreed(Processes(4, other=signal.SIGUSR1)) == "SIGUSR1"
-    assert stop.agreed(Processes(4, other=OTHER_REASON)) == "STOP"
-    send(signal.SIGTERM)
-    assert stop.agreed(Processes(4)) == stop.agreed(Processes(4, other=signal.SIGINT)) == "SIGTERM"
-
-
-def test_a_file_asks_to_stop_and_says_why_and_goes_when_obeyed(tmp_path):
-    for content, reason in (("", "STOP"), ("requeue\n", "requeue")):
-        stop = StopRequest(tmp_path)
-        assert stop.agreed(Processes()) is None
-        (tmp_path / "STOP").write_text(content)
-        assert stop.agreed(Processes()) == reason
-        stop.restore()
-        assert not (tmp_path / "STOP").exists()
-
-
-def test_the_first_signal_is_the_reason(stop):
-    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
-        send(number)
-    assert stop.reason == "SIGUSR1"
-
-
-@pytest.mark.parametrize("later", [0.0, 0.1, 2.0])
-def test_a_second_interrupt_at_once_is_the_same_one(stop, clock, later):
-    """Launchers deliver one Ctrl-C twice: from the terminal and from themselves."""
-    send(signal.SIGINT)
-    clock.append(100.0 + later)
-    send(signal.SIGINT)
-    assert stop.reason == "SIGINT"
-
-
-def test_a_second_interrupt_after_two_seconds_leaves_at_once(stop, clock):
-    send(signal.SIGINT)
-    clock.append(102.1)
-    with pytest.raises(KeyboardInterrupt):
-        send(signal.SIGINT)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda made: made.name)
-def test_a_scheduler_may_repeat_itself(stop, clock, number):
-    for moment in (100.0, 110.0, 200.0):
-        clock.append(moment)
-        send(number)
-    assert stop.reason == number.name
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda made: made.name)
-def test_an_interrupt_after_another_signal_leaves_at_once_if_it_comes_later(stop, clock, number):
-    send(number)
-    send(signal.SIGINT)  # torchrun forwards both at once
-    clock.append(103.0)
-    with pytest.raises(KeyboardInterrupt):
-        send(signal.SIGINT)
-
-
-def test_the_handlers_of_before_are_given_back():
-    received = []
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    before = {number: signal.signal(number, lambda got, _: received.append(got)) for number in numbers}
-    try:
-        request = StopRequest()
-        send(signal.SIGTERM)
-        assert (request.reason, received) == ("SIGTERM", [])
-        request.restore()
-        for number in numbers:
-            send(number)
-        assert received == list(numbers)
-        assert request.reason == "SIGTERM"
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def test_a_training_gives_the_handlers_back(train):
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
-    train("run", "--max_train_steps", "1", "--sample_steps", "end")
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
 
 
 # --- who hangs

@@ -372,7 +372,7 @@ def test_wandb_has_the_arguments_and_the_fingerprint_of_the_data(tracked, wandb_
         assert (config["learning_rate"], config["optim"], config["seed"]) == (1e-3, "adamw", 42)
         assert (config["block_size"], config["total_batch_size"]) == (32, 8)
         manifest = json.loads((tracked[0] / "checkpoint-000006" / "manifest.json").read_text())
-        assert config["data_fingerprint"] == manifest["fingerprint"]
+        assert config["data_fingerprint"] == manifest["fingerprints"]["text"]
 
 
 def test_a_given_wandb_run_id_is_kept(tmp_path, tracker, monkeypatch):

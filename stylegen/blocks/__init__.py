@@ -8,6 +8,7 @@ none sees another, or one document a block. Which blocks a step takes is arithme
 
 from stylegen.blocks.batches import micro_batches, step_indices
 from stylegen.blocks.cache import TextCounts, TokenCache, TokenStream
+from stylegen.blocks.origin import describe_block
 from stylegen.blocks.packing import Blocks, PackedBlocks, StreamBlocks
 from stylegen.blocks.prepare import cut_blocks, describe, describe_text, predicted_bytes, prepare_text
 from stylegen.model import IGNORED
@@ -22,6 +23,7 @@ __all__ = [
     "TokenStream",
     "cut_blocks",
     "describe",
+    "describe_block",
     "describe_text",
     "micro_batches",
     "predicted_bytes",

@@ -4,7 +4,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from stylegen.config import TrainArguments, check_arguments, parse_arguments, resolve_arguments, run_command
+from stylegen.config import (
+    TrainArguments,
+    check_arguments,
+    parse_arguments,
+    resolve_arguments,
+    run_command,
+    stay_local,
+)
 
 USAGE = """python -m stylegen.blocks [PRESET.yaml] [--flag value ...]
 
@@ -22,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _inspect(argv: list[str]) -> None:
     arguments = parse_arguments(TrainArguments, argv, positional="preset", usage=USAGE)
     check_arguments(arguments)
+    stay_local(arguments)
     from stylegen.corpus import find_sources
 
     sources = find_sources(arguments)

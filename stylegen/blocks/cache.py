@@ -1,7 +1,7 @@
 """The token cache: one folder an entry, found without reading the text, written once, whole or not there at all.
 
     CACHE_DIR/KEY/
-      meta.json                    counts, the fingerprint of text and tokenizer, what was met while reading
+      meta.json                    counts, fingerprints of text and tokenizer, what was met while reading
       train.bin validation.bin     ids of a side, uint16 or uint32: <|endoftext|> document <|endoftext|> ...
       train.starts.npy ...         int64 (documents + 1,): where each document's <|endoftext|> stands, and the last one
       train.prompts.npy ...        int64 (documents,): tokens that are prompt, where the loss leaves them out
@@ -68,12 +68,12 @@ class TokenStream:
 
 @dataclass(frozen=True)
 class TokenCache:
-    """Both sides, the tokenizer, the fingerprint of text, split and tokenizer, and what was met while reading."""
+    """Both sides, the tokenizer, fingerprints of the text (with its split) and the tokenizer, and what was met."""
 
     train: TokenStream
     validation: TokenStream
     tokenizer: PreTrainedTokenizerFast
-    fingerprint: str
+    fingerprints: dict[str, str]
     findings: dict[str, Any]
 
 
@@ -157,7 +157,7 @@ def _open(entry: Path) -> TokenCache | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return TokenCache(
-        **sides, tokenizer=tokenizer, fingerprint=meta["fingerprint"], findings=meta["findings"]
+        **sides, tokenizer=tokenizer, fingerprints=meta["fingerprints"], findings=meta["findings"]
     )
 
 

@@ -19,10 +19,12 @@ Batch = dict[str, torch.Tensor]
 class Blocks(ABC):
     """Training sequences by number; `len()` counts them.
 
+    stream      the side of the cache they are cut from
     block_size  inputs per block (T)
     pad_id      the input where a block has none
     """
 
+    stream: TokenStream
     block_size: int
     pad_id: int
 
@@ -34,8 +36,14 @@ class Blocks(ABC):
         """Predicted (not ignored) tokens in these blocks."""
 
     @abstractmethod
+    def spans(self, index: int, epoch: int) -> list[tuple[int, int, int]]:
+        """What a block consists of: (begin, end) in `stream.framed`, one more than its inputs, and the first label
+        that counts."""
+
     def segments(self, index: int, epoch: int) -> list[tuple[np.ndarray, int]]:
-        """What a block consists of: (ids, first label that counts), each one id longer than its inputs."""
+        """The same as (ids, first label that counts)."""
+        framed = self.stream.framed
+        return [(framed[begin:end], first_label) for begin, end, first_label in self.spans(index, epoch)]
 
     def batch(self, indices: np.ndarray, epoch: int = 0) -> Batch:
         """`input_ids` and `labels`, int64 (B, T). No index gives one block of ignored labels only."""
@@ -80,8 +88,9 @@ class StreamBlocks(Blocks):
         random_windows: int = 0,
         seed: int = 0,
     ):
-        self.tokens, self.block_size, self.pad_id = stream.tokens, block_size, pad_id
-        available = -(-(len(self.tokens) - 1) // block_size)
+        self.stream, self.block_size, self.pad_id = stream, block_size, pad_id
+        self.num_tokens = len(stream.tokens)
+        available = -(-(self.num_tokens - 1) // block_size)
         self.num_plain = min(available, limit or available)
         self.random_windows, self.seed = random_windows, seed
         if random_windows:
@@ -99,12 +108,13 @@ class StreamBlocks(Blocks):
 
     def num_labels(self, indices: np.ndarray) -> int:
         plain = indices[indices < self.num_plain].astype(np.int64) * self.block_size
-        in_plain = np.minimum(len(self.tokens) - 1 - plain, self.block_size).sum()
+        in_plain = np.minimum(self.num_tokens - 1 - plain, self.block_size).sum()
         return int(in_plain) + (len(indices) - len(plain)) * self.block_size
 
-    def segments(self, index: int, epoch: int) -> list[tuple[np.ndarray, int]]:
+    def spans(self, index: int, epoch: int) -> list[tuple[int, int, int]]:
         start = index * self.block_size if index < self.num_plain else self._window(index, epoch)
-        return [(self.tokens[start : start + self.block_size + 1], 0)]
+        end = min(start + self.block_size + 1, self.num_tokens)
+        return [(1 + start, 1 + end, 0)]  # the stream is `framed` without its ends
 
     def _window(self, index: int, epoch: int) -> int:
         """Where in the stream this epoch's random window begins."""
@@ -134,7 +144,7 @@ class PackedBlocks(Blocks):
         completion_only: bool = False,
         limit: int | None = None,
     ):
-        self.framed, self.block_size, self.pad_id = stream.framed, block_size, pad_id
+        self.stream, self.block_size, self.pad_id = stream, block_size, pad_id
         self.restart = not truncate
         self.begin, self.length, document = _cut(stream.starts, block_size, truncate)
         offset = self.begin - stream.starts[document]
@@ -159,10 +169,10 @@ class PackedBlocks(Blocks):
     def num_labels(self, indices: np.ndarray) -> int:
         return int(self.labels[indices].sum())
 
-    def segments(self, index: int, epoch: int) -> list[tuple[np.ndarray, int]]:
+    def spans(self, index: int, epoch: int) -> list[tuple[int, int, int]]:
         chosen = self.order[self.first[index] : self.first[index + 1]]
-        spans = zip(self.begin[chosen], self.length[chosen], self.ignored[chosen], strict=True)
-        return [(self.framed[begin : begin + length + 1], int(ignored)) for begin, length, ignored in spans]
+        columns = (self.begin[chosen], self.begin[chosen] + self.length[chosen] + 1, self.ignored[chosen])
+        return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
 def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:

@@ -28,7 +28,7 @@ from stylegen.corpus.store import TextStore
 from stylegen.model import IGNORED
 from stylegen.tokenizer import load_tokenizer, token_byte_lengths, train_tokenizer
 
-CACHE_FORMAT = 3
+CACHE_FORMAT = 4
 CHUNK_TOKENS = 1 << 20
 # The files of a folder that decide what its tokenizer is.
 TOKENIZER_FILES = ("*token*.json", "vocab*", "merges.txt", "*.model", "*.gguf")
@@ -59,10 +59,13 @@ def prepare_text(arguments: TrainArguments, train: Source, validation: Source | 
         num_workers = arguments.preprocessing_num_workers or os.cpu_count() or 1
         counts = write_sides(folder, sides, tokenizer, num_workers, prompts)
         digests = [store.digest for store in stores]
-        fingerprint = _hash([digests, split, tokenizer.backend_tokenizer.to_str()])
+        fingerprints = {
+            "text": _hash([digests, split]),
+            "tokenizer": _hash(tokenizer.backend_tokenizer.to_str()),
+        }
         for store in stores:
             store.path.unlink()
-        meta = {"prompts": prompts, "fingerprint": fingerprint, "findings": asdict(findings)}
+        meta = {"prompts": prompts, "fingerprints": fingerprints, "findings": asdict(findings)}
         write_meta(folder, tokenizer, {**counts, **meta})
 
     # The files themselves are in the state.

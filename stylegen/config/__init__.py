@@ -1,7 +1,7 @@
 """Arguments: declared in `fields`, read by `parse`, checked in `checks`. Nothing here imports torch."""
 
 from stylegen.config.checks import check_arguments, resolve_arguments
-from stylegen.config.errors import UsageError, first_line, run_command
+from stylegen.config.errors import RunError, UsageError, first_line, leave, run_command
 from stylegen.config.fields import (
     END_OF_TEXT,
     REQUEUE,
@@ -12,6 +12,7 @@ from stylegen.config.fields import (
     TrainArguments,
 )
 from stylegen.config.parse import dump_arguments, parse_arguments, read_preset
+from stylegen.config.privacy import stay_local
 
 __all__ = [
     "END_OF_TEXT",
@@ -19,14 +20,17 @@ __all__ = [
     "SHAKESPEARE",
     "STOP_FILE",
     "GenerateArguments",
+    "RunError",
     "TokenizerCommandArguments",
     "TrainArguments",
     "UsageError",
     "check_arguments",
     "dump_arguments",
     "first_line",
+    "leave",
     "parse_arguments",
     "read_preset",
     "resolve_arguments",
     "run_command",
+    "stay_local",
 ]

@@ -90,6 +90,15 @@ def resolve_arguments(arguments: TrainArguments, world_size: int) -> TrainArgume
     )
 
 
+def deciding(arguments: TrainArguments) -> dict[str, Any]:
+    """The arguments that decide what past steps were, and may not change when a run goes on."""
+    return {
+        field.name: getattr(arguments, field.name)
+        for field in dataclasses.fields(arguments)
+        if not field.metadata["free"]
+    }
+
+
 def differences(old: dict[str, Any], new: TrainArguments) -> list[str]:
     """`name: old -> new` for each argument that decides what past steps were and is not the same now."""
     rows = []
@@ -198,6 +207,11 @@ def _check_training(arguments: TrainArguments) -> None:
         )
     if arguments.gguf_file and not importlib.util.find_spec("gguf"):
         raise UsageError("gguf_file needs the package gguf, which is not installed; pip install gguf")
+    if "/" in (arguments.attn_implementation or ""):
+        raise UsageError(
+            f"attn_implementation {arguments.attn_implementation} is code on the hub, which is never run; give one "
+            f"that Transformers has, such as sdpa"
+        )
     _check_positions(arguments)
     _tracker_names(arguments.report_to)
     _check_writable(arguments.output_path, "output_dir")
@@ -212,8 +226,8 @@ def _check_positions(arguments: TrainArguments) -> None:
         and (path := Path(arguments.model_name_or_path) / "config.json").is_file()
     ):
         try:
-            config, source = json.loads(path.read_text(encoding="utf-8")), str(path)
-        except ValueError:
+            config, source = dict(json.loads(path.read_text(encoding="utf-8"))), str(path)
+        except (ValueError, TypeError, RecursionError):
             raise UsageError(f"{path} is not valid JSON; the model folder is damaged") from None
     positions = positions_of(config)
     if positions and arguments.block_size and arguments.block_size > positions:

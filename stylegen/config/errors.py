@@ -1,11 +1,11 @@
 """What a user's mistake looks like: one line that names the thing and the remedy, exit code 2, no traceback."""
 
+import errno
 import os
 import platform
 import sys
 import time
 import traceback
-import typing
 from collections.abc import Callable, Sequence
 
 from stylegen.config.processes import local_rank, rank, world_size
@@ -17,10 +17,15 @@ LOST_CONTACT = (
     "Connection closed by peer", "Connection reset by peer", "Broken pipe", "ncclRemoteError", "remote process exited",
     "Timed out waiting", "collective operation timeout",
 )  # fmt: skip
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class UsageError(ValueError):
     """Something the user gave cannot work. The message names it and says what to do."""
+
+
+class RunError(RuntimeError):
+    """A run cannot go on, and all ranks know it. The message says why, what is unharmed and what to do."""
 
 
 def first_line(error: BaseException) -> str:
@@ -36,29 +41,47 @@ def run_command(command: Callable[[list[str]], int | None], argv: Sequence[str] 
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return command(arguments) or 0
+        return leave(command(arguments) or 0)
     except UsageError as error:
         if "--debug" in arguments:
             raise
         _print_once(error)
-        return 2
-    except FloatingPointError as error:
+        return leave(2)
+    except (FloatingPointError, RunError) as error:
         if "--debug" in arguments:
             raise
         _print_once(error)
-        return 1
-    except KeyboardInterrupt:  # before the training listens, or a second time because it must end at once
+        return leave(1)
+    except KeyboardInterrupt:  # before the training listens
         print("interrupted", file=sys.stderr)
-        return 130
+        return leave(130)
     except BrokenPipeError:
         # The reader of our output has left (`generate.py ... | head`). Python would complain once more when
         # it flushes stdout at exit, so give it somewhere to flush to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        is_full = isinstance(error, OSError) and error.errno in FULL_DISK
+        if world_size() == 1 and is_full and "--debug" not in arguments:
+            print(f"error: {error}; make room there, or choose another place", file=sys.stderr)
+            return 1
         if world_size() == 1:
             raise
-        _end_rank(error)
+        return _end_rank(error)
+
+
+def leave(code: int) -> int:
+    """The exit code; where there is a process group, the process ends here and now.
+
+    Taking a process group apart can wait for ever: torch joins its threads while it holds Python's lock, which one of
+    them may need to free the tensor of the last barrier.
+    """
+    torch = sys.modules.get("torch")
+    if torch and torch.distributed.is_available() and torch.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _print_once(error: Exception) -> None:
@@ -70,7 +93,7 @@ def _print_once(error: Exception) -> None:
     print(f"error: {where}{error}", file=sys.stderr, flush=True)
 
 
-def _end_rank(error: Exception) -> typing.NoReturn:
+def _end_rank(error: Exception) -> int:
     """Say what happened and leave at once: cleaning up could wait for the other ranks for ever.
 
     Those notice it by the closed connection, and what they say comes later and is one line.
@@ -85,6 +108,4 @@ def _end_rank(error: Exception) -> typing.NoReturn:
         )
     else:
         print(f"error: {where} failed, and with it the job:\n{traceback.format_exc()}", file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)
+    return leave(1)

@@ -210,6 +210,16 @@ class TrainingArguments:
         "seconds without progress after which a job of several processes names the rank that hangs and ends; 0 never",
         free=True,
     )
+    max_train_hours: float | None = arg(
+        None,
+        "hours from the start of the command, a fraction too, after which it saves and stops (default: no end)",
+        free=True,
+    )
+    async_save: bool = arg(
+        True,
+        "write checkpoints while the training goes on, from a copy of the state in memory where there is room for it",
+        free=True,
+    )
     save_on_each_node: bool = arg(
         False,
         "every machine keeps its own checkpoints: for an output_dir that is not on a shared file system",

@@ -52,6 +52,15 @@ def launcher_process() -> Any | None:
         return None
 
 
+def is_launched() -> bool:
+    """Whether `accelerate launch` or torchrun started this process, and is still there."""
+    if os.getppid() == 1 or not {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & set(os.environ):
+        return False
+    parent = launcher_process()
+    words = " ".join(parent.cmdline()) if parent else ""
+    return any(word in words for word in ("accelerate", "torchrun", "torch.distributed"))
+
+
 def check_launcher(arguments: TrainArguments) -> None:
     """Raise UsageError if the launcher started something else than asked, or fixes what the run owns."""
     _refuse_a_lonely_process()

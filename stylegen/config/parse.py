@@ -18,6 +18,7 @@ import yaml
 
 from stylegen import __version__
 from stylegen.config.errors import UsageError
+from stylegen.config.privacy import refuse_secrets, refuse_secrets_in_preset
 from stylegen.config.retired import RETIRED, translate_retired
 
 T = TypeVar("T")
@@ -56,6 +57,7 @@ def parse_arguments(cls: type[T], argv: Sequence[str], *, positional: str | None
     Raises UsageError for anything wrong: unknown or misspelt names, wrong types, alternatives given twice.
     `--help` and `--version` print and exit.
     """
+    refuse_secrets(argv)  # first of all: every other message may show what it is about
     parser = _build_parser(cls, positional, usage)
     given, unknown = parser.parse_known_args(_underscores(argv))
     from_cli = vars(given)
@@ -88,6 +90,7 @@ def read_preset(cls: type, path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
         raise UsageError(f"preset {path} is not a flat list of `name: value` lines")
+    refuse_secrets_in_preset(raw, f"preset {path}")
     values = translate_retired({key.replace("-", "_"): value for key, value in raw.items()}, f"preset {path}")
     names = {field.name for field in dataclasses.fields(cls)}
     for key in values:

@@ -9,7 +9,6 @@ from stylegen.runtime.environment import (
 from stylegen.runtime.logs import logger, start_logging
 from stylegen.runtime.process import apply_speed_settings, build_accelerator, resolve_precision
 from stylegen.runtime.random_state import random_state, restore_random_state, seed_everything
-from stylegen.runtime.stop import StopRequest
 from stylegen.runtime.topology import (
     check_machines,
     check_same,
@@ -22,7 +21,6 @@ from stylegen.runtime.topology import (
 from stylegen.runtime.watchdog import Watchdog
 
 __all__ = [
-    "StopRequest",
     "Watchdog",
     "apply_speed_settings",
     "build_accelerator",

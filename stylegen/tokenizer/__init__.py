@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from stylegen.config import END_OF_TEXT, UsageError, first_line
 from stylegen.tokenizer.encode import DocumentEncoder, slices
 from stylegen.tokenizer.train import fitting_vocab_size, train_tokenizer
+from stylegen.trust import check_source
 
 __all__ = [
     "BYTE_TOKEN",
@@ -34,9 +35,12 @@ def load_tokenizer(
     name_or_path: str, revision: str | None = None, gguf_file: str | None = None
 ) -> PreTrainedTokenizerFast:
     """A pretrained tokenizer with an end-of-text token, which also pads if there is no other."""
+    check_source(name_or_path, gguf_file)
     try:
         options = {"gguf_file": gguf_file} if gguf_file else {}
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision, **options)
+        tokenizer = AutoTokenizer.from_pretrained(
+            name_or_path, revision=revision, trust_remote_code=False, **options
+        )
     except Exception as error:  # whatever a folder of somebody else's makes the library raise
         raise UsageError(
             f"no tokenizer in {name_or_path} ({first_line(error)}); "
@@ -52,6 +56,7 @@ def load_tokenizer(
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.init_kwargs.pop("auto_map", None)  # of the hub: a folder of ours names no code
     # Some are saved as they were last used, on texts cut to a length. Documents are encoded whole.
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()

@@ -12,6 +12,7 @@ from stylegen.config import (
     check_arguments,
     parse_arguments,
     run_command,
+    stay_local,
 )
 
 USAGE = """python -m stylegen.tokenizer FILES... [--flag value ...]
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(argv: list[str]) -> None:
     arguments = parse_arguments(TokenizerCommandArguments, argv, positional="files", usage=USAGE)
     check_arguments(arguments)
+    stay_local(arguments)
     from stylegen.corpus import Findings, Source, TextOptions, find_files, read_pieces
     from stylegen.corpus.store import TextStore
     from stylegen.tokenizer import load_tokenizer, train_tokenizer

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from stylegen.config import TrainArguments, check_arguments, parse_arguments, run_command
+from stylegen.config import TrainArguments, check_arguments, parse_arguments, run_command, stay_local
+from stylegen.stop import StopRequest
 
 USAGE = """run_clm.py [PRESET.yaml] [--flag value ...]
 
@@ -18,11 +19,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(argv: list[str]) -> int:
     arguments = parse_arguments(TrainArguments, argv, positional="preset", usage=USAGE)
     check_arguments(arguments)
-    from stylegen.corpus import find_sources
-    from stylegen.train.directory import check_directory
+    stay_local(arguments)
+    stop = StopRequest(arguments.output_path, arguments.max_train_hours)
+    try:
+        from stylegen.corpus import find_sources
+        from stylegen.train.directory import check_directory
 
-    sources = find_sources(arguments)
-    check_directory(arguments)
-    from stylegen.train.run import train
+        sources = find_sources(arguments)
+        check_directory(arguments)
+        from stylegen.train.run import train
 
-    return train(arguments, *sources)
+        return train(arguments, *sources, stop)
+    finally:
+        stop.restore()

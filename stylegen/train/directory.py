@@ -6,8 +6,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from stylegen.config import STOP_FILE, TrainArguments, UsageError, dump_arguments
 from stylegen.config.checks import differences
 
@@ -26,7 +24,7 @@ MODEL_FILES = (
     "config.json", "generation_config.json", "model*.safetensors*", "tokenizer*", "special_tokens_map.json",
     "added_tokens.json", "vocab.*", "merges.txt", "chat_template*",
 )  # fmt: skip
-FOLDERS = ("checkpoint-*", "best", "best.tmp", "samples", "figures", "tensorboard")
+FOLDERS = ("checkpoint-*", "best", "best.tmp", "best.old", "samples", "figures", "tensorboard")
 
 
 def check_directory(arguments: TrainArguments) -> None:
@@ -40,21 +38,8 @@ def check_directory(arguments: TrainArguments) -> None:
         )
 
 
-def previous_settings(folder: Path) -> dict[str, Any] | None:
-    """The arguments of the run in `folder`, as they were resolved then, or None."""
-    path = folder / SETTINGS
-    if not path.is_file():
-        return None
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError:
-        raise UsageError(
-            f"{path} is damaged; restore it, or start afresh with --overwrite_output_dir"
-        ) from None
-
-
-def refuse_changes(previous: dict[str, Any], arguments: TrainArguments, folder: Path) -> None:
-    """Raise UsageError listing, key by key, what differs from the run in `folder` and would change past steps."""
+def refuse_changes(previous: dict[str, Any], arguments: TrainArguments, checkpoint: Path) -> None:
+    """Raise UsageError listing, key by key, what differs from a checkpoint's run and would have changed past steps."""
     if rows := differences(previous, arguments):
         before = previous.get("total_batch_size")
         keep = (
@@ -63,7 +48,7 @@ def refuse_changes(previous: dict[str, Any], arguments: TrainArguments, folder: 
             else ""
         )
         raise UsageError(
-            f"{folder} holds a run with other arguments ({'; '.join(rows)}); {keep}choose another --output_dir, "
+            f"{checkpoint} is of a run with other arguments ({'; '.join(rows)}); {keep}choose another --output_dir, "
             f"or start afresh with --overwrite_output_dir"
         )
 
@@ -76,9 +61,12 @@ def clear_directory(folder: Path) -> None:
 
 def clear_leftovers(folder: Path) -> None:
     """Delete what a killed run had begun to write under another name, and a request to stop that came too late."""
-    for name in ("checkpoint-*.tmp", "best.tmp"):
-        for path in folder.glob(name):
-            shutil.rmtree(path, ignore_errors=True)
+    from stylegen.checkpoint import (
+        clear_unfinished,  # not above: this module is asked before torch is imported
+    )
+
+    clear_unfinished(folder)
+    shutil.rmtree(folder / "best.tmp", ignore_errors=True)
     (folder / STOP_FILE).unlink(missing_ok=True)  # to start is to want it to run
 
 
@@ -100,6 +88,9 @@ def promote_best(folder: Path) -> None:
     best = folder / "best"
     if not best.is_dir():
         return
+    from stylegen.checkpoint import MANIFEST
+
+    (best / MANIFEST).unlink(missing_ok=True)
     # Weights first: a folder whose config.json is new has new weights too.
     for path in sorted(best.iterdir(), key=lambda path: path.name == "config.json"):
         os.replace(path, folder / path.name)

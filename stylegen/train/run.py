@@ -1,15 +1,16 @@
 """The run: one loop, one paragraph a periodic job, one optimizer step.
 
-Evaluation, samples and checkpoint of a step are done, in this order, before the next step; one extra last turn
-does those of the last step. All of them are functions of the step, so a run that goes on after a stop does
-what the uninterrupted one would have done.
+Evaluation and samples of a step are its turn, taken before the next step; then its checkpoint is begun. One extra last
+turn is that of the last step. All of them are functions of the step, so a run that goes on after a stop does what the
+uninterrupted one would have done: also the turn, where the stop came before it.
 """
 
 from dataclasses import asdict
 
-from stylegen.config import TrainArguments
+from stylegen.config import RunError, TrainArguments, leave
 from stylegen.corpus import Source
-from stylegen.runtime import StopRequest, logger
+from stylegen.runtime import logger
+from stylegen.stop import StopRequest
 from stylegen.train.directory import promote_best
 from stylegen.train.finish import finish
 from stylegen.train.setup import set_up
@@ -18,17 +19,20 @@ from stylegen.train.step import Stopwatch, log_training, train_step
 from stylegen.train.turn import evaluate_model, save, write_samples
 
 
-def train(arguments: TrainArguments, train_source: Source, validation_source: Source | None) -> int:
+def train(
+    arguments: TrainArguments, train_source: Source, validation_source: Source | None, stop: StopRequest
+) -> int:
     """Train as `arguments` say, on the text of the two sources; returns the exit code."""
-    run, state = set_up(arguments, train_source, validation_source)
-    stop = StopRequest(run.directory)
+    run, state = set_up(arguments, train_source, validation_source, stop)
+    preempted = False
     try:
-        if run.resumed_at is not None and _is_last(run, state):
+        if run.resumed_at is not None and state.turned == state.step and _is_last(run, state):
             logger.info(f"{run.directory} finished at step {state.step}; give more epochs or steps to go on")
             reason = None
         else:
             _start_trackers(run)
-            reason = loop(run, state, stop)
+            reason = loop(run, state)
+            preempted = reason is not None
         if run.writes and reason is None:
             promote_best(run.directory)
         if run.accelerator.is_main_process:
@@ -36,42 +40,63 @@ def train(arguments: TrainArguments, train_source: Source, validation_source: So
         run.accelerator.wait_for_everyone()
     finally:
         run.watchdog.stop()
-        run.tracker.finish()
-        stop.restore()
-    run.accelerator.end_training()
-    return 0
+        run.tracker.finish(preempted)
+    return leave(0)  # while the run is still there: taking it apart may hang
 
 
-def loop(run: Run, state: State, stop: StopRequest) -> str | None:
-    """Train to the last step; returns the reason if it was asked to stop before."""
+def loop(run: Run, state: State) -> str | None:
+    """Train to the last step; returns the reason if it was asked to stop before.
+
+    Raises RunError if the last checkpoint could not be written.
+    """
     arguments, watch, first = run.arguments, Stopwatch(), state.step
     run.model.train()
-    while True:
-        run.watchdog.tick(f"the end of step {state.step}")
-        reason = stop.agreed(run.accelerator)
-        last = _is_last(run, state)
-        # What a resumed step asks for was done before its checkpoint was written.
-        if state.step != run.resumed_at:
-            if (
-                last
-                or _is_due(arguments.eval_steps, state.step, run)
-                or (state.step == 0 and arguments.eval_on_start)
-            ):
-                evaluate_model(run, state)
-                last = _is_last(run, state)
-            if last or _is_due(arguments.sample_steps, state.step, run):
-                write_samples(run, state)
-            if last or reason or _is_due(arguments.checkpointing_steps, state.step, run):
+    try:
+        while True:
+            run.watchdog.tick(f"the end of step {state.step}")
+            run.saver.poll()
+            reason = run.stop.agreed(run.accelerator)
+            is_new = state.step != run.resumed_at or state.turned != state.step
+            # What a resumed step asks for was done before its checkpoint was written, if there was time for it.
+            if state.turned != state.step and not reason and not take_turn(run, state):
+                reason = run.stop.agreed(run.accelerator)
+            last = _is_last(run, state) and state.turned == state.step
+            if is_new and (last or reason or _is_due(arguments.checkpointing_steps, state.step, run)):
                 state.finished, state.stopped_by = last, None if last else reason
                 save(run, state)
-        if last or reason:
-            return None if last else reason
-        if state.step > first:  # the first step may compile
-            run.watchdog.arm()
-        grad_norm = train_step(run, state, watch)
-        if state.step % arguments.logging_steps == 0 or state.step == run.num_steps:
-            log_training(run, state, watch, grad_norm)
-            watch = Stopwatch()
+            if last or reason:
+                if error := run.saver.finish():
+                    raise RunError(
+                        f"the last checkpoint, of step {state.step}, was not saved: {error}; make room, and start the "
+                        f"same command again to go on from the one before"
+                    )
+                return None if last else reason
+            if state.step > first:  # the first step may compile
+                run.watchdog.arm()
+            grad_norm = train_step(run, state, watch)
+            if state.step % arguments.logging_steps == 0 or state.step == run.num_steps:
+                log_training(run, state, watch, grad_norm)
+                watch = Stopwatch()
+    except BaseException as error:
+        # What all ranks raise alike, or a single process, must not take a save with it that is nearly done.
+        if isinstance(error, FloatingPointError | RunError) or run.accelerator.num_processes == 1:
+            run.saver.finish()
+        raise
+
+
+def take_turn(run: Run, state: State) -> bool:
+    """Evaluate and write samples where this step asks for it; False if a request to stop came between."""
+    arguments = run.arguments
+    if (
+        _is_last(run, state)
+        or _is_due(arguments.eval_steps, state.step, run)
+        or (state.step == 0 and arguments.eval_on_start)
+    ) and not evaluate_model(run, state):
+        return False
+    if _is_last(run, state) or _is_due(arguments.sample_steps, state.step, run):
+        write_samples(run, state)
+    state.turned = state.step
+    return True
 
 
 def _start_trackers(run: Run) -> None:
@@ -81,7 +106,7 @@ def _start_trackers(run: Run) -> None:
         project=arguments.project,
         run_name=arguments.run_name or "",
         group=arguments.group,
-        config={**asdict(arguments), "data_fingerprint": run.fingerprint},
+        config={**asdict(arguments), "data_fingerprint": run.fingerprints["text"]},
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
@@ -21,12 +22,15 @@ from stylegen.blocks import (
     prepare_text,
 )
 from stylegen.checkpoint import (
+    Saver,
+    check_room,
     find_damage,
     is_writer,
     list_checkpoints,
     load_training_state,
     newest_checkpoint,
     read_manifest,
+    recover_folders,
 )
 from stylegen.config import TrainArguments, UsageError, resolve_arguments
 from stylegen.config.processes import world_size
@@ -60,19 +64,23 @@ from stylegen.runtime import (
     zero_stage,
 )
 from stylegen.sharding import undo_rounding
+from stylegen.stop import StopRequest
 from stylegen.tracking import Tracker
 from stylegen.train import directory
 from stylegen.train.state import Run, State
 
 
 def set_up(
-    arguments: TrainArguments, train_source: Source, validation_source: Source | None
+    arguments: TrainArguments, train_source: Source, validation_source: Source | None, stop: StopRequest
 ) -> tuple[Run, State]:
     """Build the run and the state it starts from. Raises UsageError for what the user can put right."""
     accelerator = _start_process(arguments)
     arguments, config = _resolve(arguments, accelerator)
     if not arguments.save_on_each_node:
         check_shared(accelerator, arguments.output_path)
+    if is_writer(accelerator, arguments.save_on_each_node):
+        recover_folders(arguments.output_path)
+    accelerator.wait_for_everyone()
     checkpoint = _checkpoint_to_resume(arguments)
     check_same(accelerator, "checkpoints to go on from", {"checkpoint": checkpoint and checkpoint.name})
     seed_everything(arguments.seed)
@@ -95,16 +103,26 @@ def set_up(
     num_params = num_parameters(model)
     prepared, optimizer = _prepare(arguments, accelerator, model, optimizer)
     state = _start_state(checkpoint, accelerator, num_steps)
+    model_bytes = num_params * getattr(torch, arguments.dtype).itemsize
+    size = 3 * model_bytes  # AdamW keeps two values of each weight
+    check_room(
+        arguments.output_path, accelerator, size, model_bytes, _kept_checkpoints(arguments, num_steps, steps_per_epoch),
+        arguments.save_on_each_node,
+    )  # fmt: skip
     _open_directory(arguments, accelerator, afresh=checkpoint is None)
     tracker = Tracker(arguments.output_path, accelerator.is_main_process, num_steps, state.step)
     run = Run(
         arguments=arguments, accelerator=accelerator, model=prepared, base_model=model, optimizer=optimizer,
         schedule=schedule, train_blocks=train_blocks, validation_blocks=validation_blocks,
         validation_bytes=predicted_bytes(cache.validation, validation_blocks, cache.tokenizer),
-        tokenizer=cache.tokenizer, fingerprint=cache.fingerprint,
+        tokenizer=cache.tokenizer, fingerprints=cache.fingerprints,
         steps_per_epoch=steps_per_epoch, num_steps=num_steps, tracker=tracker,
         resumed_at=state.step if checkpoint else None,
-        watchdog=Watchdog(accelerator, arguments.watchdog_seconds),
+        watchdog=Watchdog(accelerator, arguments.watchdog_seconds), stop=stop,
+        saver=Saver(
+            arguments.output_path, accelerator, arguments.save_total_limit, arguments.save_on_each_node,
+            arguments.async_save, size,
+        ),
     )  # fmt: skip
     _describe(run, cache, num_params)
     if checkpoint:
@@ -164,7 +182,12 @@ def _checkpoint_to_resume(arguments: TrainArguments) -> Path | None:
     asked, folder = arguments.resume_from_checkpoint, arguments.output_path
     if asked not in ("auto", "never"):
         checkpoint = Path(asked)
-        if damage := find_damage(checkpoint):
+        damage = find_damage(checkpoint)
+        if damage is None and "state" not in read_manifest(checkpoint):
+            damage = (
+                "it is a model without the state of its training; give --model_name_or_path to start from it"
+            )
+        if damage:
             raise UsageError(f"resume_from_checkpoint {asked} cannot be used: {damage}")
     elif arguments.overwrite_output_dir or not (folder / directory.SETTINGS).is_file():
         return None
@@ -182,8 +205,7 @@ def _checkpoint_to_resume(arguments: TrainArguments) -> Path | None:
         if newest is None:  # it ended before its first checkpoint: there are no past steps to keep
             return None
         checkpoint = newest
-    if previous := directory.previous_settings(checkpoint.parent):
-        directory.refuse_changes(previous, arguments, checkpoint.parent)
+    directory.refuse_changes(read_manifest(checkpoint)["arguments"], arguments, checkpoint)
     return checkpoint
 
 
@@ -210,7 +232,7 @@ def _prepare_text(
         with accelerator.main_process_first():  # it is made anew once, and not while others read it
             again = replace(arguments, overwrite_cache=accelerator.is_main_process)
             cache = prepare_text(again, train, validation)
-    check_same(accelerator, "texts", {"fingerprint": cache.fingerprint})
+    check_same(accelerator, "texts", cache.fingerprints)
     return cache
 
 
@@ -220,13 +242,7 @@ def _build_model(
     """The model to train on: of the checkpoint, the pretrained one, or a new one."""
     options: dict[str, Any] = {"dtype": arguments.dtype, "attn_implementation": arguments.attn_implementation}
     if checkpoint:
-        fingerprint = read_manifest(checkpoint)["fingerprint"]
-        if fingerprint != cache.fingerprint:
-            raise UsageError(
-                f"the text or the tokenizer is not that of {checkpoint} (fingerprint {fingerprint[:12]}, now "
-                f"{cache.fingerprint[:12]}); restore it, choose another --output_dir, or start afresh with "
-                f"--overwrite_output_dir"
-            )
+        _refuse_other_text(checkpoint, cache.fingerprints)
         model = load_model(str(checkpoint), **options)
     elif arguments.model_name_or_path:
         model = load_model(
@@ -243,6 +259,26 @@ def _build_model(
     if arguments.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return model
+
+
+def _refuse_other_text(checkpoint: Path, fingerprints: dict[str, str]) -> None:
+    before = read_manifest(checkpoint)["fingerprints"]
+    changed = [name for name in fingerprints if fingerprints[name] != before[name]]
+    if changed:
+        each = ", ".join(f"{name} {before[name][:12]}, now {fingerprints[name][:12]}" for name in changed)
+        raise UsageError(
+            f"the {' and the '.join(changed)} {'is' if len(changed) == 1 else 'are'} not that of {checkpoint} "
+            f"(fingerprints: {each}); restore it, choose another --output_dir, or start afresh with "
+            f"--overwrite_output_dir"
+        )
+
+
+def _kept_checkpoints(arguments: TrainArguments, num_steps: int, steps_per_epoch: int) -> int:
+    """Checkpoints that are there at a time at the most, the one being written among them."""
+    rhythm = arguments.checkpointing_steps
+    apart = {"end": num_steps, "epoch": steps_per_epoch}.get(str(rhythm)) or int(rhythm)
+    planned = max(math.ceil(num_steps / max(apart, 1)), 1)
+    return min(planned, (arguments.save_total_limit or planned) + 1)
 
 
 def _start_state(checkpoint: Path | None, accelerator: Accelerator, num_steps: int) -> State:

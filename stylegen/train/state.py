@@ -11,9 +11,10 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stylegen.blocks import Blocks
-from stylegen.checkpoint import is_writer
+from stylegen.checkpoint import Saver
 from stylegen.config import TrainArguments
 from stylegen.runtime import Watchdog
+from stylegen.stop import StopRequest
 from stylegen.tracking import Tracker
 
 
@@ -22,6 +23,7 @@ class State:
     """The loop's own values; a checkpoint keeps them as JSON."""
 
     step: int = 0  # optimizer steps done
+    turned: int | None = None  # the last step whose evaluation and samples are done
     num_steps: int = 0  # that the run is to take, which the learning rate depends on
     tokens_seen: int = 0  # predicted tokens over all ranks
     loss_sum: float = 0.0  # of this rank since the last logged row, in nats
@@ -52,17 +54,19 @@ class Run:
     validation_blocks: Blocks
     validation_bytes: int  # of text behind the predicted tokens
     tokenizer: PreTrainedTokenizerFast
-    fingerprint: str
+    fingerprints: dict[str, str]  # of the text and of the tokenizer
     steps_per_epoch: int
     num_steps: int
     tracker: Tracker
     resumed_at: int | None  # the step of the checkpoint it goes on from
     watchdog: Watchdog
+    saver: Saver
+    stop: StopRequest
 
     @property
     def writes(self) -> bool:
         """Whether this rank writes what one rank writes."""
-        return is_writer(self.accelerator, self.arguments.save_on_each_node)
+        return self.saver.writes
 
     @property
     def directory(self) -> Path:

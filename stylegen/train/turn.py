@@ -1,15 +1,19 @@
 """What is done between two steps when it is due: evaluation, samples, checkpoint. Each is a collective."""
 
-import os
 import shutil
 from dataclasses import asdict
-from pathlib import Path
+from typing import Any
 
-from stylegen.checkpoint import save_checkpoint
+import torch
+from accelerate.utils import gather_object
+
+from stylegen.checkpoint import DISK_ERRORS, put_in_place, settle_file, write_manifest
+from stylegen.config import first_line
+from stylegen.config.checks import deciding
 from stylegen.evaluate import evaluate, first_block_loss
 from stylegen.export import BEST
 from stylegen.model import save_model
-from stylegen.runtime import cuts_weights, logger
+from stylegen.runtime import code_fingerprint, cuts_weights, logger
 from stylegen.sampling import SamplingSettings, write_texts
 from stylegen.sharding import callable_inside, holds_pieces, whole_weights
 from stylegen.train.state import Run, State, axes, sum_over_ranks
@@ -17,28 +21,51 @@ from stylegen.train.state import Run, State, axes, sum_over_ranks
 SAMPLE_SEED = 0  # every sample of a run draws the same numbers, so that only the model makes the difference
 
 
-def evaluate_model(run: Run, state: State) -> None:
-    """Evaluate and log; the best model after training began is kept aside. A collective."""
+def evaluate_model(run: Run, state: State) -> bool:
+    """Evaluate and log; the best model after training began is kept aside. A collective.
+
+    False if it was interrupted, because the run is to stop.
+    """
     run.watchdog.rest()
     result = evaluate(
-        run.model, run.validation_blocks, run.arguments.per_device_eval_batch_size, run.accelerator
-    )
+        run.model, run.validation_blocks, run.arguments.per_device_eval_batch_size, run.accelerator,
+        lambda: run.stop.agreed(run.accelerator) is not None,
+    )  # fmt: skip
+    if result is None:
+        return False
     run.tracker.log({**result.metrics(run.validation_bytes), **axes(run, state)})
     if state.step == 0 and run.num_steps > 0:
-        return  # the baseline is no candidate: the user asked for a trained model
+        return True  # the baseline is no candidate: the user asked for a trained model
     if state.best_loss is not None and result.loss >= state.best_loss:
         state.stale_evaluations += 1
-        return
-    state.best_loss, state.best_step, state.stale_evaluations = result.loss, state.step, 0
-    state.check_loss = first_block_loss(run.model, run.validation_blocks, run.accelerator.device)
+        return True
+    state.stale_evaluations = 0
+    check_loss = first_block_loss(run.model, run.validation_blocks, run.accelerator.device)
+    if _keep_best(run, {"step": state.step, "loss": result.loss}):
+        state.best_loss, state.best_step, state.check_loss = result.loss, state.step, check_loss
+    return True
+
+
+def _keep_best(run: Run, values: dict[str, Any]) -> bool:
+    """Put the model in the place of the best one, which stays if the disk will not have it. A collective."""
     best, temporary = run.directory / BEST, run.directory / f"{BEST}.tmp"
+    weights = _collected(run)
+    error = None
     if run.writes:
-        shutil.rmtree(temporary, ignore_errors=True)
-    _write_model(run, temporary)
-    if run.writes:
-        shutil.rmtree(best, ignore_errors=True)
-        os.rename(temporary, best)
-    run.accelerator.wait_for_everyone()
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            save_model(run.base_model, run.tokenizer, temporary, weights)
+            write_manifest(temporary, values, {path.name: settle_file(path) for path in temporary.iterdir()})
+            put_in_place(temporary, best)
+        except DISK_ERRORS as problem:
+            error = first_line(problem)
+            shutil.rmtree(temporary, ignore_errors=True)
+    errors = gather_object([error]) if run.accelerator.num_processes > 1 else [error]
+    if any(errors):
+        logger.warning(
+            f"warning: the best model could not be saved in {best}: {next(filter(None, errors))}; the one before stays"
+        )
+    return not any(errors)
 
 
 def write_samples(run: Run, state: State) -> None:
@@ -67,29 +94,40 @@ def write_samples(run: Run, state: State) -> None:
     )
     if run.accelerator.is_main_process:
         path = run.directory / "samples" / f"step-{state.step:06d}.txt"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(header + "\n====\n".join(texts) + "\n", encoding="utf-8")
+        try:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(header + "\n====\n".join(texts) + "\n", encoding="utf-8")
+        except OSError as error:
+            logger.warning(f"warning: {path} could not be written: {error}; the training goes on")
         run.tracker.log_samples(state.step, texts)
     run.accelerator.wait_for_everyone()
 
 
 def save(run: Run, state: State) -> None:
-    """Write a checkpoint of this step. A collective."""
+    """Begin to write a checkpoint of this step. A collective."""
     run.watchdog.rest()
     total = sum_over_ranks(run, state.loss_sum)
     state.loss_sum = total if run.accelerator.is_main_process else 0.0
-    path = save_checkpoint(
-        run.directory, state.step, {**asdict(state), "loss_sum": total}, run.fingerprint, run.accelerator,
-        run.base_model, run.optimizer, lambda folder: _write_model(run, folder), run.arguments.save_total_limit,
-        run.arguments.save_on_each_node,
+    arguments = run.arguments
+    epoch, position = divmod(state.step, run.steps_per_epoch)
+    blocks = len(run.train_blocks)
+    in_epoch = min(position * (arguments.total_batch_size or 0), blocks)
+    values = {
+        "state": {**asdict(state), "loss_sum": total},
+        "samples_seen": epoch * blocks + in_epoch,
+        "total_batch_size": arguments.total_batch_size,
+        "fingerprints": run.fingerprints,
+        "arguments": deciding(arguments),
+        "versions": code_fingerprint(),
+    }
+    run.saver.begin(
+        state.step, values, run.base_model, run.optimizer,
+        lambda folder, weights: save_model(run.base_model, run.tokenizer, folder, weights),
     )  # fmt: skip
-    logger.info(f"saved {path}")
 
 
-def _write_model(run: Run, folder: Path) -> None:
-    """Write model and tokenizer, where this rank writes. A collective if the weights have to be collected."""
-    weights = None
-    if holds_pieces(run.accelerator):
-        weights = whole_weights(run.accelerator, run.base_model, keep=run.writes)
-    if run.writes:
-        save_model(run.base_model, run.tokenizer, folder, weights)
+def _collected(run: Run) -> dict[str, torch.Tensor] | None:
+    """The whole weights where they have to be collected, or None. A collective."""
+    if not holds_pieces(run.accelerator):
+        return None
+    return whole_weights(run.accelerator, run.base_model, keep=run.writes)

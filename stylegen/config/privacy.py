@@ -1,0 +1,111 @@
+"""What may leave this machine: no secret anywhere, to trackers what is listed here, to the hub what was asked of it."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from stylegen.config.errors import UsageError
+from stylegen.config.fields import SHAKESPEARE
+
+# (shape, what it is, what to do instead): nothing else looks like these, so they are refused in prompts too.
+_NOT_NEEDED = "leave it out, nothing here needs one"
+SHAPES = tuple(
+    (re.compile(rf"(?<![A-Za-z0-9_-]){shape}(?![A-Za-z0-9])"), kind, remedy)
+    for shape, kind, remedy in (
+        (r"hf_[A-Za-z0-9]{30,}", "a Hugging Face token", "set HF_TOKEN in the environment"),
+        (r"wandb_v1_[A-Za-z0-9_]{20,}", "a W&B key", "set WANDB_API_KEY in the environment"),
+        (r"(?:gh[opsur]_[A-Za-z0-9]{36,}|github_pat_\w{22,})", "a GitHub token", _NOT_NEEDED),
+        (r"glpat-[\w-]{20,}", "a GitLab token", _NOT_NEEDED),
+        (r"sk-(?:[A-Za-z0-9]{32,}|(?:proj|ant|svcacct)-[\w-]{20,})", "an API key", _NOT_NEEDED),
+        (r"(?:AKIA|ASIA)[A-Z0-9]{16}", "an AWS key", _NOT_NEEDED),
+    )
+)
+PASSWORD = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)")
+OLD_WANDB_KEY = re.compile(r"[0-9a-f]{40}")  # so are commits, which are fine where a commit or a text stands
+TEXTS = ("prompt", "sample_prompts", "pair_separator", "document_separator", "special_tokens")
+
+HUB_NAMES = ("model_name_or_path", "config_name", "tokenizer_name", "dataset_name", "checkpoint")
+# What trackers receive of the arguments: numbers, choices, names on the hub. No path, no text, nothing else free-form.
+TRACKED = (
+    "model_name_or_path", "model_type", "config_name", "config_overrides", "dtype", "gradient_checkpointing",
+    "tokenizer_name", "train_tokenizer", "vocab_size", "normalizer", "min_frequency",
+    "dataset_name", "streaming", "max_completion_words", "detokenize", "keep_boilerplate",
+    "validation_split_percentage", "block_size", "packing", "completion_only_loss", "random_windows",
+    "max_train_samples", "max_eval_samples",
+    "num_train_epochs", "max_train_steps", "per_device_train_batch_size", "per_device_eval_batch_size",
+    "gradient_accumulation_steps", "total_batch_size", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs",
+    "num_warmup_steps", "optim", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm",
+    "mixed_precision", "seed",
+    "logging_steps", "eval_steps", "eval_on_start", "checkpointing_steps", "sample_steps", "sample_max_new_tokens",
+    "sample_temperature", "early_stopping_patience",
+    "data_fingerprint",
+)  # fmt: skip
+
+
+def refuse_secrets(argv: Sequence[str]) -> None:
+    """Raise UsageError for a command line that holds a secret. It names the flag and never shows the value."""
+    flag = ""
+    for word in argv:
+        if word.startswith("--"):
+            flag, _, word = word.partition("=")
+        _refuse_secret(flag.lstrip("-").replace("-", "_"), word, flag or "a word", "on the command line")
+
+
+def refuse_secrets_in_preset(values: dict[str, Any], source: str) -> None:
+    """Raise UsageError for a preset that holds a secret, likewise."""
+    for name, value in values.items():
+        for text in _texts(value):
+            _refuse_secret(name, text, name, f"in {source}")
+
+
+def redacted(text: str) -> str:
+    """`text` without what has the shape of a secret, for messages of other libraries."""
+    for shape in (*(shape for shape, _, _ in SHAPES), PASSWORD):
+        text = shape.sub("***", text)
+    return text
+
+
+def stay_local(arguments: Any) -> None:
+    """Before the libraries are imported: keep them off the hub, unless an argument names something that is not here."""
+    names = [getattr(arguments, name, None) for name in HUB_NAMES]
+    # `datasets` would report the loading of every table to a counter.
+    os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0"}
+    if all(_is_here(name) for name in names if name and name != SHAKESPEARE):
+        os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+
+
+def for_trackers(values: dict[str, Any]) -> dict[str, Any]:
+    """What trackers receive of the arguments: those in TRACKED, and of mappings the numbers."""
+    kept = {}
+    for name in [name for name in TRACKED if name in values]:
+        value = values[name]
+        if isinstance(value, dict):
+            value = {key: part for key, part in value.items() if isinstance(part, (bool, int, float))}
+        if not (name in HUB_NAMES and value and _is_here(value)):
+            kept[name] = value
+    return kept
+
+
+def _refuse_secret(name: str, text: str, shown: str, where: str) -> None:
+    found = next(((kind, remedy) for shape, kind, remedy in SHAPES if shape.search(text)), None)
+    if found is None and name not in TEXTS and PASSWORD.search(text):
+        found = "a URL with a password", "leave that out"
+    if found is None and name not in (*TEXTS, "model_revision") and OLD_WANDB_KEY.fullmatch(text):
+        found = "a W&B key", "set WANDB_API_KEY in the environment, or lengthen what is just a name"
+    if found:
+        raise UsageError(f"{shown} {where} has the shape of {found[0]}, and would end up in logs; {found[1]}")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        yield from (text for part in value.values() for text in _texts(part))
+    elif isinstance(value, list):
+        yield from (text for part in value for text in _texts(part))
+    else:
+        yield str(value)
+
+
+def _is_here(name: str) -> bool:
+    return Path(name).expanduser().exists()
