@@ -19,6 +19,7 @@ from stylegen.optim import torch_optimizers
 from stylegen.runtime import cuts_weights, zero_stage
 
 STEP = "step"  # AdamW's own count of its steps, of each parameter
+CHECKSUM_ELEMENTS = 1 << 22  # at a time: their bits are widened to 64 each
 
 
 class SavedState(Protocol):
@@ -85,6 +86,23 @@ def whole_weights(accelerator: Accelerator, model: nn.Module, keep: bool) -> dic
             weights[name] = whole.detach().to("cpu", copy=True)
     buffers = {name: buffer.cpu() for name, buffer in model.named_buffers() if name in saved}
     return weights | buffers if keep else {}
+
+
+@torch.no_grad()
+def weight_checksums(model: nn.Module) -> torch.Tensor:
+    """A number for the bits of each parameter and their order, int64 (parameters,); weights have to be whole here.
+
+    Whole numbers that wrap around: the same whatever order a device adds them in.
+    """
+    sums = []
+    for parameter in model.parameters():
+        kind = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[parameter.element_size()]
+        total = torch.zeros((), dtype=torch.int64, device=parameter.device)
+        for part in parameter.detach().flatten().view(kind).split(CHECKSUM_ELEMENTS):
+            places = torch.arange(1, len(part) + 1, device=part.device)
+            total = total * 31 + (part.long() * (2 * places + 1)).sum()
+        sums.append(total)
+    return torch.stack(sums)
 
 
 def optimizer_state(

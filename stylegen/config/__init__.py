@@ -1,7 +1,7 @@
 """Arguments: declared in `fields`, read by `parse`, checked in `checks`. Nothing here imports torch."""
 
 from stylegen.config.checks import check_arguments, resolve_arguments
-from stylegen.config.errors import RunError, UsageError, first_line, leave, run_command
+from stylegen.config.errors import RankError, RunError, UsageError, first_line, leave, run_command
 from stylegen.config.fields import (
     END_OF_TEXT,
     REQUEUE,
@@ -20,6 +20,7 @@ __all__ = [
     "SHAKESPEARE",
     "STOP_FILE",
     "GenerateArguments",
+    "RankError",
     "RunError",
     "TokenizerCommandArguments",
     "TrainArguments",

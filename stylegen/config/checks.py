@@ -33,6 +33,7 @@ _AT_LEAST_ONE = (
 _NOT_NEGATIVE = (
     "max_train_steps", "num_warmup_steps", "weight_decay", "adam_epsilon", "max_grad_norm", "seed",
     "sample_temperature", "temperature", "top_k", "min_frequency", "random_windows", "watchdog_seconds",
+    "max_skipped_steps", "detect_desync_steps",
 )  # fmt: skip
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **{name: (lambda value: value >= 1, "at least 1") for name in _AT_LEAST_ONE},

@@ -28,6 +28,10 @@ class RunError(RuntimeError):
     """A run cannot go on, and all ranks know it. The message says why, what is unharmed and what to do."""
 
 
+class RankError(RuntimeError):
+    """The same of one rank, which the others do not know of and wait for."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of a library's message, for one of ours; with the next where it only announces that."""
     lines = [line.strip() for line in (str(error).strip() or type(error).__name__).splitlines()]
@@ -51,6 +55,12 @@ def run_command(command: Callable[[list[str]], int | None], argv: Sequence[str] 
         if "--debug" in arguments:
             raise
         _print_once(error)
+        return leave(1)
+    except RankError as error:
+        if "--debug" in arguments:
+            raise
+        where = f"rank {rank()} on {platform.node()}: " if world_size() > 1 else ""
+        print(f"error: {where}{error}", file=sys.stderr)
         return leave(1)
     except KeyboardInterrupt:  # before the training listens
         print("interrupted", file=sys.stderr)

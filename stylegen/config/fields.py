@@ -175,6 +175,11 @@ class TrainingArguments:
     total_batch_size: int | None = arg(
         None, "sequences per optimizer step over all devices, instead of gradient_accumulation_steps"
     )
+    auto_micro_batch: bool = arg(
+        False,
+        "where per_device_train_batch_size does not fit in memory, take smaller ones with more accumulation in its place; not with FSDP and ZeRO-3",
+        free=True,
+    )
     learning_rate: float | None = arg(
         None, "peak learning rate (default: 5e-5 for a pretrained model, 1e-3 from scratch)"
     )
@@ -218,6 +223,16 @@ class TrainingArguments:
     async_save: bool = arg(
         True,
         "write checkpoints while the training goes on, from a copy of the state in memory where there is room for it",
+        free=True,
+    )
+    max_skipped_steps: int = arg(
+        5,
+        "steps in a row that are skipped because a loss or gradient is not finite; the next one stops the run",
+        free=True,
+    )
+    detect_desync_steps: int = arg(
+        0,
+        "optimizer steps between comparisons of the weights over the processes, bit by bit; 0 never; not with FSDP and ZeRO-3",
         free=True,
     )
     save_on_each_node: bool = arg(

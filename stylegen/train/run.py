@@ -13,6 +13,7 @@ from stylegen.runtime import logger
 from stylegen.stop import StopRequest
 from stylegen.train.directory import promote_best
 from stylegen.train.finish import finish
+from stylegen.train.health import compare_weights
 from stylegen.train.setup import set_up
 from stylegen.train.state import Run, State
 from stylegen.train.step import Stopwatch, log_training, train_step
@@ -74,6 +75,8 @@ def loop(run: Run, state: State) -> str | None:
             if state.step > first:  # the first step may compile
                 run.watchdog.arm()
             grad_norm = train_step(run, state, watch)
+            if arguments.detect_desync_steps and state.step % arguments.detect_desync_steps == 0:
+                compare_weights(run, state)
             if state.step % arguments.logging_steps == 0 or state.step == run.num_steps:
                 log_training(run, state, watch, grad_norm)
                 watch = Stopwatch()

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
@@ -24,16 +23,10 @@ from stylegen.blocks import (
 from stylegen.checkpoint import (
     Saver,
     check_room,
-    find_damage,
     is_writer,
-    list_checkpoints,
     load_training_state,
-    newest_checkpoint,
-    read_manifest,
-    recover_folders,
 )
 from stylegen.config import TrainArguments, UsageError, resolve_arguments
-from stylegen.config.processes import world_size
 from stylegen.corpus import Source
 from stylegen.metrics import training_bytes
 from stylegen.model import (
@@ -67,6 +60,8 @@ from stylegen.sharding import undo_rounding
 from stylegen.stop import StopRequest
 from stylegen.tracking import Tracker
 from stylegen.train import directory
+from stylegen.train.memory import fit_micro_batch
+from stylegen.train.resume import find_checkpoint, refuse_other_text, start_state
 from stylegen.train.state import Run, State
 
 
@@ -78,11 +73,7 @@ def set_up(
     arguments, config = _resolve(arguments, accelerator)
     if not arguments.save_on_each_node:
         check_shared(accelerator, arguments.output_path)
-    if is_writer(accelerator, arguments.save_on_each_node):
-        recover_folders(arguments.output_path)
-    accelerator.wait_for_everyone()
-    checkpoint = _checkpoint_to_resume(arguments)
-    check_same(accelerator, "checkpoints to go on from", {"checkpoint": checkpoint and checkpoint.name})
+    checkpoint = find_checkpoint(arguments, accelerator)
     seed_everything(arguments.seed)
     cache = _prepare_text(arguments, train_source, validation_source, accelerator)
     train_blocks, validation_blocks = cut_blocks(arguments, cache)
@@ -102,13 +93,9 @@ def set_up(
     )  # fmt: skip
     num_params = num_parameters(model)
     prepared, optimizer = _prepare(arguments, accelerator, model, optimizer)
-    state = _start_state(checkpoint, accelerator, num_steps)
-    model_bytes = num_params * getattr(torch, arguments.dtype).itemsize
-    size = 3 * model_bytes  # AdamW keeps two values of each weight
-    check_room(
-        arguments.output_path, accelerator, size, model_bytes, _kept_checkpoints(arguments, num_steps, steps_per_epoch),
-        arguments.save_on_each_node,
-    )  # fmt: skip
+    state = start_state(checkpoint, accelerator, num_steps)
+    arguments = fit_micro_batch(arguments, accelerator, prepared, train_blocks, checkpoint)
+    saver = _build_saver(arguments, accelerator, num_params, num_steps, steps_per_epoch)
     _open_directory(arguments, accelerator, afresh=checkpoint is None)
     tracker = Tracker(arguments.output_path, accelerator.is_main_process, num_steps, state.step)
     run = Run(
@@ -119,10 +106,7 @@ def set_up(
         steps_per_epoch=steps_per_epoch, num_steps=num_steps, tracker=tracker,
         resumed_at=state.step if checkpoint else None,
         watchdog=Watchdog(accelerator, arguments.watchdog_seconds), stop=stop,
-        saver=Saver(
-            arguments.output_path, accelerator, arguments.save_total_limit, arguments.save_on_each_node,
-            arguments.async_save, size,
-        ),
+        saver=saver,
     )  # fmt: skip
     _describe(run, cache, num_params)
     if checkpoint:
@@ -174,52 +158,23 @@ def _resolve(arguments: TrainArguments, accelerator: Accelerator) -> tuple[Train
     precision = resolve_precision(arguments.mixed_precision)
     arguments = replace(arguments, mixed_precision=precision, block_size=block_size)
     check_same(accelerator, "arguments", asdict(arguments))
+    _check_whole_weights(arguments, accelerator)
     return arguments, config
 
 
-def _checkpoint_to_resume(arguments: TrainArguments) -> Path | None:
-    """The checkpoint to go on from, or None to start at step 0. Raises UsageError if neither is right."""
-    asked, folder = arguments.resume_from_checkpoint, arguments.output_path
-    if asked not in ("auto", "never"):
-        checkpoint = Path(asked)
-        damage = find_damage(checkpoint)
-        if damage is None and "state" not in read_manifest(checkpoint):
-            damage = (
-                "it is a model without the state of its training; give --model_name_or_path to start from it"
-            )
-        if damage:
-            raise UsageError(f"resume_from_checkpoint {asked} cannot be used: {damage}")
-    elif arguments.overwrite_output_dir or not (folder / directory.SETTINGS).is_file():
-        return None
-    elif asked == "never":
+def _check_whole_weights(arguments: TrainArguments, accelerator: Accelerator) -> None:
+    """Raise UsageError for what cannot be done where each process has a piece of the weights only."""
+    if not cuts_weights(accelerator):
+        return
+    if arguments.auto_micro_batch:
         raise UsageError(
-            f"{folder} holds a run; choose another --output_dir, or start afresh with --overwrite_output_dir"
+            "auto_micro_batch cannot try a batch under FSDP and ZeRO-3, where the processes compute together; leave it "
+            "out, and give a smaller --per_device_train_batch_size with the same --total_batch_size"
         )
-    else:
-        newest = newest_checkpoint(folder) if not arguments.save_on_each_node else _newest_on_all(folder)
-        if newest is None and directory.has_model(folder):
-            raise UsageError(
-                f"{folder} holds a finished model, but no checkpoint to go on from; choose another --output_dir, "
-                f"or start afresh with --overwrite_output_dir"
-            )
-        if newest is None:  # it ended before its first checkpoint: there are no past steps to keep
-            return None
-        checkpoint = newest
-    directory.refuse_changes(read_manifest(checkpoint)["arguments"], arguments, checkpoint)
-    return checkpoint
-
-
-def _newest_on_all(folder: Path) -> Path | None:
-    """The newest checkpoint that every machine has whole: one may have been stopped before it had the last."""
-    mine = [path.name for path in list_checkpoints(folder) if find_damage(path) is None]
-    everyone: list[list[str]] = [mine] if world_size() == 1 else gather_object([mine])
-    common = set(mine).intersection(*everyone)
-    if any(everyone) and not common:
+    if arguments.detect_desync_steps:
         raise UsageError(
-            f"the machines have no checkpoint in common in {folder}; copy one from one to the others, or start afresh "
-            f"with --overwrite_output_dir"
+            "detect_desync_steps compares copies of the weights, and FSDP and ZeRO-3 keep none; leave it out"
         )
-    return folder / max(common, key=lambda name: int(name.rpartition("-")[2])) if common else None
 
 
 def _prepare_text(
@@ -242,7 +197,7 @@ def _build_model(
     """The model to train on: of the checkpoint, the pretrained one, or a new one."""
     options: dict[str, Any] = {"dtype": arguments.dtype, "attn_implementation": arguments.attn_implementation}
     if checkpoint:
-        _refuse_other_text(checkpoint, cache.fingerprints)
+        refuse_other_text(checkpoint, cache.fingerprints)
         model = load_model(str(checkpoint), **options)
     elif arguments.model_name_or_path:
         model = load_model(
@@ -261,37 +216,20 @@ def _build_model(
     return model
 
 
-def _refuse_other_text(checkpoint: Path, fingerprints: dict[str, str]) -> None:
-    before = read_manifest(checkpoint)["fingerprints"]
-    changed = [name for name in fingerprints if fingerprints[name] != before[name]]
-    if changed:
-        each = ", ".join(f"{name} {before[name][:12]}, now {fingerprints[name][:12]}" for name in changed)
-        raise UsageError(
-            f"the {' and the '.join(changed)} {'is' if len(changed) == 1 else 'are'} not that of {checkpoint} "
-            f"(fingerprints: {each}); restore it, choose another --output_dir, or start afresh with "
-            f"--overwrite_output_dir"
-        )
-
-
-def _kept_checkpoints(arguments: TrainArguments, num_steps: int, steps_per_epoch: int) -> int:
-    """Checkpoints that are there at a time at the most, the one being written among them."""
-    rhythm = arguments.checkpointing_steps
-    apart = {"end": num_steps, "epoch": steps_per_epoch}.get(str(rhythm)) or int(rhythm)
-    planned = max(math.ceil(num_steps / max(apart, 1)), 1)
-    return min(planned, (arguments.save_total_limit or planned) + 1)
-
-
-def _start_state(checkpoint: Path | None, accelerator: Accelerator, num_steps: int) -> State:
-    """The state of step 0, or that of the checkpoint."""
-    if checkpoint is None:
-        return State(num_steps=num_steps)
-    state = State(**read_manifest(checkpoint)["state"])
-    logger.info(f"going on from {checkpoint}, step {state.step} of {num_steps}")
-    if state.num_steps != num_steps:
-        logger.info(f"the learning rate now follows {num_steps} steps, it followed {state.num_steps} before")
-    # The first rank has the loss sum of all.
-    loss_sum = state.loss_sum if accelerator.is_main_process else 0.0
-    return replace(state, num_steps=num_steps, finished=False, loss_sum=loss_sum)
+def _build_saver(
+    arguments: TrainArguments, accelerator: Accelerator, num_params: int, num_steps: int, steps_per_epoch: int
+) -> Saver:
+    """What will save the run, once it is known that there is room for all that it will keep. A collective."""
+    rhythm, each_node = arguments.checkpointing_steps, arguments.save_on_each_node
+    apart = {"end": num_steps, "epoch": steps_per_epoch}.get(str(rhythm), rhythm)
+    planned = max(math.ceil(num_steps / max(int(apart), 1)), 1)
+    kept = min(planned, (arguments.save_total_limit or planned) + 1)  # the one being written among them
+    model_size = num_params * getattr(torch, arguments.dtype).itemsize
+    size = 3 * model_size  # AdamW keeps two values of each weight
+    check_room(arguments.output_path, accelerator, size, model_size, kept, each_node)
+    return Saver(
+        arguments.output_path, accelerator, arguments.save_total_limit, each_node, arguments.async_save, size
+    )
 
 
 def _open_directory(arguments: TrainArguments, accelerator: Accelerator, afresh: bool) -> None:

@@ -1,7 +1,7 @@
 """What the loop works with, its own values, and the questions about both that more than one of its parts asks."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from stylegen.config import TrainArguments
 from stylegen.runtime import Watchdog
 from stylegen.stop import StopRequest
 from stylegen.tracking import Tracker
+from stylegen.train.spikes import LossSpikes
 
 
 @dataclass
@@ -28,6 +29,8 @@ class State:
     tokens_seen: int = 0  # predicted tokens over all ranks
     loss_sum: float = 0.0  # of this rank since the last logged row, in nats
     loss_tokens: int = 0  # of all ranks since the last logged row
+    skipped_steps: int = 0  # in all, since their loss or gradient was not finite
+    skipped_in_a_row: int = 0
     best_loss: float | None = None
     best_step: int | None = None
     stale_evaluations: int = 0  # evaluations since the best one
@@ -62,6 +65,7 @@ class Run:
     watchdog: Watchdog
     saver: Saver
     stop: StopRequest
+    spikes: LossSpikes = field(default_factory=LossSpikes)
 
     @property
     def writes(self) -> bool:

@@ -4,11 +4,15 @@ import math
 import time
 from dataclasses import dataclass
 
+import numpy as np
+import torch
+
 from stylegen.blocks import micro_batches, step_indices
-from stylegen.checkpoint import list_checkpoints
 from stylegen.optim import set_learning_rate
 from stylegen.runtime import max_memory_bytes
 from stylegen.sharding import accumulating, whole_norm
+from stylegen.train.health import is_sick, note_skipped, report_spike
+from stylegen.train.memory import explained
 from stylegen.train.state import Run, State, axes, sum_over_ranks
 
 
@@ -27,8 +31,8 @@ def train_step(run: Run, state: State, watch: Stopwatch) -> float:
 
     The gradient is that of the mean loss over all tokens of the step, however it is cut into forward passes
     and processes: each pass contributes its sum, divided by the tokens of the whole step.
-    Raises FloatingPointError, before the weights are touched (but for DeepSpeed, which takes its step within the
-    backward pass), if the gradient is not finite.
+    If the norm is not finite the step is skipped: weights and optimizer stay as they were, the next blocks come next.
+    Raises FloatingPointError after too many of these in a row, and RankError where memory runs out.
     """
     started = time.perf_counter()
     arguments, accelerator = run.arguments, run.accelerator
@@ -38,48 +42,79 @@ def train_step(run: Run, state: State, watch: Stopwatch) -> float:
     )
     tokens = run.train_blocks.num_labels(indices)
     set_learning_rate(run.optimizer, run.schedule(state.step))
-    world_size = accelerator.num_processes
+    loss_sum, spike = state.loss_sum, None
     shares = micro_batches(
-        indices, arguments.per_device_train_batch_size, world_size, accelerator.process_index
+        indices, arguments.per_device_train_batch_size, accelerator.num_processes, accelerator.process_index
     )
-    for number, share in enumerate(shares):
-        waiting = time.perf_counter()
-        run.watchdog.tick(f"step {state.step + 1}, reading pass {number + 1} of {len(shares)}")
-        batch = {
-            name: tensor.to(accelerator.device)
-            for name, tensor in run.train_blocks.batch(share, epoch).items()
-        }
-        watch.data_seconds += time.perf_counter() - waiting
-        run.watchdog.tick(f"step {state.step + 1}, pass {number + 1} of {len(shares)}")
-        with accumulating(accelerator, run.model, is_last=number == len(shares) - 1):
-            loss_sum, _ = run.model(**batch)
-            accelerator.backward(loss_sum * (world_size / tokens))  # the ranks' gradients are averaged
-        state.loss_sum += loss_sum.item()
-    grad_norm = whole_norm(
-        accelerator.clip_grad_norm_(run.model.parameters(), arguments.max_grad_norm or math.inf)
-    )
-    if (
-        not math.isfinite(grad_norm) and arguments.mixed_precision != "fp16"
-    ):  # its scaling meets infinities and copes
-        raise FloatingPointError(_not_finite(run, state, grad_norm))
-    run.optimizer.step()
-    run.optimizer.zero_grad()
+    with explained(run, state):
+        for number, share in enumerate(shares):
+            loss = _forward_backward(run, state, watch, share, epoch, tokens, (number + 1, len(shares)))
+            loss_sum += loss
+            if words := run.spikes.add(loss, run.train_blocks.num_labels(share)):
+                spike = words, share
+        grad_norm = whole_norm(
+            accelerator.clip_grad_norm_(run.model.parameters(), arguments.max_grad_norm or math.inf)
+        )
+        sick = is_sick(run, grad_norm, loss_sum)
+        if not sick or accelerator.scaler:  # the scaler skips by itself, and is to know
+            run.optimizer.step()
+        run.optimizer.zero_grad()
     state.step += 1
     state.tokens_seen += tokens
-    state.loss_tokens += tokens
+    if sick:
+        note_skipped(run, state, indices, epoch, loss_sum, grad_norm)
+    else:
+        state.loss_sum, state.loss_tokens = loss_sum, state.loss_tokens + tokens
+        state.skipped_in_a_row = 0
+    if spike:
+        report_spike(run, state, *spike, epoch)
     watch.steps += 1
     watch.tokens += tokens
     watch.seconds += time.perf_counter() - started
     return grad_norm
 
 
+def _forward_backward(
+    run: Run,
+    state: State,
+    watch: Stopwatch,
+    share: np.ndarray,
+    epoch: int,
+    tokens: int,
+    place: tuple[int, int],
+) -> float:
+    """One micro-batch: adds to the gradient, returns the sum of its losses.
+
+    tokens  of the whole step
+    place   (number of the pass, passes of the step)
+    """
+    waiting = time.perf_counter()
+    accelerator, where = run.accelerator, f"pass {place[0]} of {place[1]}"
+    run.watchdog.tick(f"step {state.step + 1}, reading {where}")
+    batch = {
+        name: tensor.to(accelerator.device) for name, tensor in run.train_blocks.batch(share, epoch).items()
+    }
+    watch.data_seconds += time.perf_counter() - waiting
+    run.watchdog.tick(f"step {state.step + 1}, {where}")
+    with accumulating(accelerator, run.model, is_last=place[0] == place[1]):
+        loss_sum, _ = run.model(**batch)
+        # The ranks' gradients are averaged. A loss that is not finite is to show in the gradient on all of them.
+        scale = torch.where(loss_sum.isfinite(), accelerator.num_processes / tokens, math.nan)
+        accelerator.backward(loss_sum * scale)
+    return loss_sum.item()
+
+
 def log_training(run: Run, state: State, watch: Stopwatch, grad_norm: float) -> None:
-    """Log the mean training loss since the last row, and how fast it went; a collective."""
+    """Log the mean training loss since the last row, and how fast it went; a collective.
+
+    A value that does not exist, of steps that were skipped, is left out.
+    """
     loss_sum = sum_over_ranks(run, state.loss_sum)
     run.tracker.log({
-        "train/loss": loss_sum / state.loss_tokens,
+        **({"train/loss": loss_sum / state.loss_tokens} if state.loss_tokens else {}),
         "train/learning_rate": run.schedule(state.step - 1),
-        "train/grad_norm": grad_norm,
+        **({"train/grad_norm": grad_norm} if math.isfinite(grad_norm) else {}),
+        "train/skipped_steps": state.skipped_steps,
         **axes(run, state),
         "perf/tokens_per_second": watch.tokens / watch.seconds,
         "perf/step_seconds": watch.seconds / watch.steps,
@@ -87,12 +122,3 @@ def log_training(run: Run, state: State, watch: Stopwatch, grad_norm: float) -> 
         "perf/max_memory_bytes": max_memory_bytes(run.accelerator.device),
     })  # fmt: skip
     state.loss_sum, state.loss_tokens = 0.0, 0
-
-
-def _not_finite(run: Run, state: State, grad_norm: float) -> str:
-    saved = list_checkpoints(run.directory)
-    kept = f"{saved[-1]} is unharmed" if saved else "no checkpoint was written yet"
-    return (
-        f"the gradient is {grad_norm} at step {state.step + 1} (learning rate {run.schedule(state.step):.3g}): the "
-        f"training has diverged; {kept}; start again with a lower --learning_rate or more --num_warmup_steps"
-    )
