@@ -1,11 +1,12 @@
 """A checkpoint on disk or on the hub -> a Transformers model and tokenizer, ready to write."""
 
+import contextlib
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from stylegen.checkpoint import find_damage, newest_checkpoint
+from stylegen.checkpoint import MANIFEST, OtherFormatError, find_damage, newest_checkpoint
 from stylegen.config import UsageError
 from stylegen.model import embedding_rows, load_model
 from stylegen.tokenizer import load_tokenizer, num_ids
@@ -47,8 +48,11 @@ def find_model(checkpoint: str) -> str:
 
 
 def _refuse_damage(folder: Path) -> None:
-    if (folder / "manifest.json").is_file() and (damage := find_damage(folder)):
-        raise UsageError(f"{folder} cannot be used: {damage}")
+    if not (folder / MANIFEST).is_file():
+        return
+    with contextlib.suppress(OtherFormatError):  # the model in it is a plain one whatever the version
+        if damage := find_damage(folder):
+            raise UsageError(f"{folder} cannot be used: {damage}")
 
 
 def load_for_writing(

@@ -14,6 +14,7 @@ that could run code.
 from stylegen.checkpoint.load import load_training_state
 from stylegen.checkpoint.manifest import (
     MANIFEST,
+    OtherFormatError,
     find_damage,
     list_checkpoints,
     newest_checkpoint,
@@ -36,6 +37,7 @@ from stylegen.checkpoint.save import (
 __all__ = [
     "DISK_ERRORS",
     "MANIFEST",
+    "OtherFormatError",
     "Saver",
     "Weights",
     "check_room",
