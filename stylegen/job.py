@@ -61,7 +61,7 @@ def verdict(
         return False, "the run is finished"
     if state["stopped_by"] not in (None, REQUEUE):
         return False, f"it was stopped by {state['stopped_by']}"
-    if not (time_is_up and state["stopped_by"]):
+    if not time_is_up:
         return False, "the training ended by itself"
     if idle_before and state["step"] <= before:
         return False, "two lives in a row without a step; give a longer --time, or a smaller step"

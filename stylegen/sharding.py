@@ -84,7 +84,7 @@ def whole_weights(accelerator: Accelerator, model: nn.Module, keep: bool) -> dic
         whole = _whole_weight(accelerator, parameter)
         if keep:
             weights[name] = whole.detach().to("cpu", copy=True)
-    buffers = {name: buffer.cpu() for name, buffer in model.named_buffers() if name in saved}
+    buffers = {name: buffer.to("cpu", copy=True) for name, buffer in model.named_buffers() if name in saved}
     return weights | buffers if keep else {}
 
 

@@ -4,6 +4,7 @@ Listening begins before anything heavy is imported, so that a signal at any time
 torch up here.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -37,7 +38,8 @@ class StopRequest:
         self._since = 0.0
         self._old = {number: signal.signal(number, self._on_signal) for number in
                      (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}  # fmt: skip
-        if is_launched():
+        self._is_launched = is_launched()
+        if self._is_launched:
             _hear_of_the_launchers_end()
 
     def _on_signal(self, number: int, frame: Any) -> None:
@@ -67,14 +69,25 @@ class StopRequest:
 
     def restore(self) -> None:
         """Give the signals back to their handlers of before; a file that was obeyed is taken away."""
+        if self._is_launched:  # one that dies now, of the same Ctrl-C, is not to kill what has done its work
+            _ask_for_signal_at_its_end(0)
         for number, handler in self._old.items():
             signal.signal(number, handler)
+        self.remove_file()
+
+    def remove_file(self) -> None:
+        """Take away a file that was obeyed, before the process ends in a way that restores nothing."""
         if self.file and self.reason:
-            self.file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.file.unlink(missing_ok=True)
 
     def _asked_by_file(self) -> str | None:
         try:
-            return self.file.read_text(encoding="utf-8").strip() or STOP_FILE if self.file else None
+            return (
+                self.file.read_text(encoding="utf-8", errors="replace").strip() or STOP_FILE
+                if self.file
+                else None
+            )
         except OSError:
             return None
 
@@ -83,9 +96,13 @@ class StopRequest:
 
 
 def _hear_of_the_launchers_end() -> None:
-    """Ask the kernel for SIGTERM when the launcher dies: a signal that kills it would leave us without a word."""
-    if sys.platform != "linux":
-        return
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
-    if not is_launched():  # it died before we had asked
+    """Have SIGTERM when the launcher dies: a signal that kills it would leave us without a word."""
+    _ask_for_signal_at_its_end(signal.SIGTERM)
+    if sys.platform == "linux" and not is_launched():  # it died before we had asked
         signal.raise_signal(signal.SIGTERM)
+
+
+def _ask_for_signal_at_its_end(number: int) -> None:
+    """Ask the kernel for a signal when the parent process dies, or for none."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0)

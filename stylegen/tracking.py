@@ -21,6 +21,7 @@ from stylegen.config.privacy import for_trackers, redacted
 
 logger = logging.getLogger("stylegen")
 AXIS = "train/global_step"
+FINISHED, PREEMPTED, FAILED = "finished", "preempted", "failed"  # how a run ends
 # By itself wandb records the command line, the path and the code of the program, the repository's address and changes,
 # and all that is printed. An upload that never ends would keep a finished run from ending.
 WANDB_SETTINGS = {
@@ -85,10 +86,16 @@ class Tracker:
         """A line for the user, beside the progress bar."""
         logger.info(message)
 
-    def finish(self, preempted: bool = False) -> None:
-        """Close everything; safe to call twice. `preempted` tells wandb that the run will go on."""
+    def finish(self, outcome: str = FINISHED) -> None:
+        """Close everything; safe to call twice. wandb hears whether the run will go on.
+
+        A run that has failed is not waited for here: its error comes first, and wandb closes it as failed at the exit.
+        """
         for tracker in list(self.trackers):
-            self._guarded(tracker.name, _preempt if preempted and tracker.name == "wandb" else _end, tracker)
+            if tracker.name != "wandb" or outcome == FINISHED:
+                self._guarded(tracker.name, tracker.finish)
+            elif outcome == PREEMPTED:
+                self._guarded(tracker.name, _preempt, tracker)
         self.trackers = []
         if self.bar is not None:
             self.bar.close()
@@ -175,12 +182,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     step are different rows.
     """
     rows: dict[tuple[bool, int], dict[str, Any]] = {}
+    last = 0
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             row = json.loads(line)
         except ValueError:
             continue
-        rows[("eval/loss" in row, row[AXIS])] = row
+        if row[AXIS] < last:  # a run that went on from before: what came later was left
+            rows = {key: value for key, value in rows.items() if key[1] <= row[AXIS]}
+        last = row[AXIS]
+        rows[("eval/loss" in row, last)] = row
     return sorted(rows.values(), key=lambda row: (row[AXIS], "eval/loss" in row))
 
 
@@ -191,10 +202,6 @@ def _open_for_append(path: Path) -> BinaryIO:
     if torn:
         file.write(b"\n")
     return file
-
-
-def _end(tracker: Any) -> None:
-    tracker.finish()
 
 
 def _preempt(tracker: Any) -> None:

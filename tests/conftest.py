@@ -33,6 +33,8 @@ TINY = (
     "--train_tokenizer",
     "char",
 )
+ACCELERATE = str(Path(sys.executable).parent / "accelerate")
+EXACT = ("--mixed_precision", "no", "--logging_steps", "1")
 
 
 def make_text(num_lines: int, seed: int = 0) -> str:
@@ -95,6 +97,60 @@ def command(tmp_path: Path):
         )
 
     return run
+
+
+@pytest.fixture
+def start(tmp_path, text_file):
+    """`start("fsdp", "--flag", ...)` starts two processes under `accelerate launch` and returns the launcher."""
+
+    def launch(
+        config: str,
+        *flags: str,
+        script: Path = ROOT / "run_clm.py",
+        options: tuple = (),
+        prefix: tuple = (),
+        **variables,
+    ):
+        command = [*prefix, ACCELERATE, "launch", "--config_file", f"configs/accelerate/{config}.yaml"]
+        command += [
+            "--num_processes",
+            "2",
+            *options,
+            str(script),
+            "--train_file",
+            str(text_file),
+            *TINY,
+            *EXACT,
+        ]
+        command += ["--cache_dir", str(tmp_path / "cache")]
+        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", **variables}
+        return subprocess.Popen(
+            [*command, *flags],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return launch
+
+
+@pytest.fixture
+def launch(start):
+    """The same, to its end: (exit code, stdout, stderr)."""
+
+    def run(*arguments, **options):
+        process = start(*arguments, **options)
+        output, log = process.communicate(timeout=300)
+        return process.returncode, output, log
+
+    return run
+
+
+def our_lines(log: str) -> list[str]:
+    """What we print, without the launcher's."""
+    return [line for line in log.splitlines() if "error: " in line and "torch" not in line]
 
 
 def metrics(folder: Path) -> list[dict]:

@@ -21,11 +21,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from stylegen.checkpoint import (
     Saver,
     find_damage,
+    leave_behind,
     list_checkpoints,
+    load,
     load_training_state,
     manifest,
     newest_checkpoint,
     read_manifest,
+    recover_folders,
 )
 from stylegen.config import UsageError
 from stylegen.model import build_model, load_model, parameter_groups, save_model, scratch_config
@@ -454,10 +457,14 @@ def test_the_loss_scale_of_fp16_is_restored(save, accelerator, model):
     assert accelerator.scaler.get_scale() == 1234.0
 
 
-def test_a_rank_that_the_saved_run_did_not_have_draws_by_seed_step_and_number(save, accelerator, model):
+def test_a_rank_that_the_saved_run_did_not_have_draws_by_seed_step_and_number(
+    save, accelerator, model, monkeypatch
+):
     path = save(4)
     (path / "random-00000.pt").unlink()
     drawn = []
+    ours = read_manifest(path)
+    monkeypatch.setattr(load, "read_manifest", lambda path: ours | {"world_size": 0})
     for seed in (0, 0, 1):
         load_training_state(path, accelerator, model, an_optimizer(model), seed)
         drawn.append(draws())
@@ -470,3 +477,106 @@ def test_a_checkpoint_of_an_older_format_is_named(save, tmp_path):
     (path / "manifest.json").write_text(json.dumps(manifest | {"format": 2}, indent=1))
     with pytest.raises(UsageError, match="has format 2, this version reads format 3; go on with the version"):
         newest_checkpoint(tmp_path / "run")
+
+
+def test_random_generators_of_a_rank_that_are_not_there_are_missed(save, accelerator, model):
+    """Without a shared disk, a rank that starts on another machine than before does not find them."""
+    path = save(4)
+    (path / "random-00000.pt").unlink()
+    with pytest.raises(UsageError, match=r"random-00000.pt is missing, .* start rank 0 on the machine"):
+        load_training_state(path, accelerator, model, an_optimizer(model), seed=0)
+
+
+def test_the_clock_does_not_matter(save, tmp_path):
+    for step in (2, 4, 6):
+        os.utime(save(step), (2e9 - step, 2e9 - step))  # the later, the older
+    assert newest_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoint-000006"
+    save(8, keep=2)
+    assert names(tmp_path / "run") == ["checkpoint-000006", "checkpoint-000008"]
+
+
+def test_a_file_that_cannot_be_read_is_damage(save, tmp_path, warnings, monkeypatch):
+    older, newer = save(2), save(4)
+    describe = manifest.describe_file
+
+    def describe_file(path):
+        if path == newer / "model.safetensors":
+            raise OSError(5, "Input/output error")
+        return describe(path)
+
+    monkeypatch.setattr(manifest, "describe_file", describe_file)
+    assert newest_checkpoint(tmp_path / "run") == older
+    assert warnings.messages[0].endswith("model.safetensors cannot be read (Input/output error)")
+
+
+def test_a_save_that_could_not_begin_is_never_committed(save, tmp_path, monkeypatch, accelerator, model):
+    """An error while the state is copied ends the training, and what it does then must not make a checkpoint of it."""
+    older = save(2, keep=1)
+    saver = Saver(tmp_path / "run", accelerator, keep=1, in_background=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("stylegen.checkpoint.save.whole_weights", fail)
+        with pytest.raises(OSError, match="No space left"):
+            saver.begin(4, VALUES, model, an_optimizer(model), lambda folder, weights: None)
+    assert saver.finish() is None
+    assert list_checkpoints(tmp_path / "run") == [older]
+
+
+def test_a_failing_training_commits_what_is_under_way_and_deletes_nothing(save, tmp_path, accelerator, model):
+    older = save(2, keep=1)
+    saver = Saver(tmp_path / "run", accelerator, keep=1, in_background=True)
+    saver.begin(4, VALUES, model, an_optimizer(model), lambda folder, weights: None)
+    assert saver.finish(rotating=False) is None
+    assert list_checkpoints(tmp_path / "run") == [older, tmp_path / "run" / "checkpoint-000004"]
+
+
+def test_checkpoints_of_a_past_that_was_left_go_with_the_next_save(save, tmp_path):
+    for step in (10, 20, 30):
+        save(step)
+    save(25, keep=5)
+    assert names(tmp_path / "run") == ["checkpoint-000010", "checkpoint-000020", "checkpoint-000025"]
+    leave_behind(tmp_path / "run", tmp_path / "run" / "checkpoint-000010")
+    assert list_checkpoints(tmp_path / "run") == [tmp_path / "run" / "checkpoint-000010"]
+    save(15, keep=5)
+    assert names(tmp_path / "run") == ["checkpoint-000010", "checkpoint-000015"]
+
+
+def test_a_file_in_a_folder_of_the_model_is_part_of_the_checkpoint(save, model, tokenizer):
+    """As transformers writes the templates of a tokenizer that has several."""
+
+    def write(folder: Path, weights) -> None:
+        save_model(model, tokenizer, folder, weights)
+        (folder / "additional_chat_templates").mkdir()
+        (folder / "additional_chat_templates/poem.jinja").write_text("{{ text }}")
+
+    path = save(4, write_model=write)
+    assert "additional_chat_templates/poem.jinja" in read_manifest(path)["files"]
+    assert find_damage(path) is None
+    (path / "additional_chat_templates/poem.jinja").write_text("")
+    assert "poem.jinja is not as it was written" in (find_damage(path) or "")
+
+
+def test_the_folder_of_before_is_back_if_its_successor_gets_no_name(save, tmp_path, monkeypatch):
+    path = save(4)
+    rename = os.rename
+
+    def fail_once(old, new):
+        if str(old).endswith(".tmp"):
+            fail()
+        rename(old, new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", fail_once)
+        with pytest.raises(OSError, match="No space left"):
+            save(4)
+    assert find_damage(path) is None
+
+
+@pytest.mark.parametrize("has_successor", [False, True])
+def test_a_kill_between_two_names_loses_neither(save, tmp_path, has_successor):
+    path = save(4)
+    if has_successor:
+        shutil.copytree(path, path.with_name("checkpoint-000004.old"))
+    else:
+        path.rename(path.with_name("checkpoint-000004.old"))
+    recover_folders(tmp_path / "run")
+    assert names(tmp_path / "run") == ["checkpoint-000004"] and find_damage(path) is None

@@ -205,11 +205,11 @@ def test_a_run_that_diverges_stops_with_its_step_and_keeps_the_last_checkpoint(c
     result = command(
         "run_clm.py", "--train_file", str(text_file), *TINY, "--max_train_steps", "50", "--learning_rate", "1e30",
         "--lr_scheduler_type", "constant", "--max_grad_norm", "0", "--checkpointing_steps", "1", "--output_dir", "out",
-        "--mixed_precision", "no", "--eval_steps", "100",
+        "--mixed_precision", "no", "--eval_steps", "100", "--num_warmup_steps", "3",
     )  # fmt: skip
     assert result.returncode == 1
-    assert re.search(
-        r"^error: the gradient is (nan|inf) at step \d+ .* is unharmed; start again with a lower",
+    assert re.search(  # the second step spoils the weights, and the six after it do not push out what is unharmed
+        r"^error: 6 steps in a row, up to step 8, .* out/checkpoint-000001 is unharmed; start again with a lower",
         result.stderr,
         re.M,
     )

@@ -12,12 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY, metrics
+from conftest import ACCELERATE, ROOT, TINY, metrics, our_lines
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-ACCELERATE = str(Path(sys.executable).parent / "accelerate")
-EXACT = ("--mixed_precision", "no", "--logging_steps", "1")
 PLAIN = ("--config_overrides", "n_layer=2,n_head=2,n_embd=32,resid_pdrop=0,embd_pdrop=0,attn_pdrop=0")
 ENDLESS = ("--max_train_steps", "100000", "--eval_steps", "100000")
 FAULTS = """\
@@ -41,66 +39,12 @@ sys.exit(main())
 """
 
 
-@pytest.fixture
-def start(tmp_path, text_file):
-    """`start("fsdp", "--flag", ...)` starts two processes under `accelerate launch` and returns the launcher."""
-
-    def launch(
-        config: str,
-        *flags: str,
-        script: Path = ROOT / "run_clm.py",
-        options: tuple = (),
-        prefix: tuple = (),
-        **variables,
-    ):
-        command = [*prefix, ACCELERATE, "launch", "--config_file", f"configs/accelerate/{config}.yaml"]
-        command += [
-            "--num_processes",
-            "2",
-            *options,
-            str(script),
-            "--train_file",
-            str(text_file),
-            *TINY,
-            *EXACT,
-        ]
-        command += ["--cache_dir", str(tmp_path / "cache")]
-        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", **variables}
-        return subprocess.Popen(
-            [*command, *flags],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    return launch
-
-
-@pytest.fixture
-def launch(start):
-    """The same, to its end: (exit code, stdout, stderr)."""
-
-    def run(*arguments, **options):
-        process = start(*arguments, **options)
-        output, log = process.communicate(timeout=300)
-        return process.returncode, output, log
-
-    return run
-
-
 def benchmark(script: str, *arguments: str) -> str:
     """Run a benchmark that compares numbers and fails if they differ; returns its table."""
     command = [sys.executable, f"benchmarks/{script}", *arguments]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
-
-
-def our_lines(log: str) -> list[str]:
-    """What we print, without the launcher's."""
-    return [line for line in log.splitlines() if "error: " in line and "torch" not in line]
 
 
 # --- the same numbers

@@ -186,3 +186,41 @@ def test_the_saved_model_is_loaded_and_compared(train, monkeypatch, capsys):
     monkeypatch.setattr(finish, "free_memory_bytes", lambda: 1000)
     train("unchecked", "--max_train_steps", "1")
     assert "was not loaded to check it: 0.0 GB of memory are free" in capsys.readouterr().err
+
+
+def test_a_run_that_is_given_fewer_steps_than_it_did_ends_with_a_model(train, capsys):
+    flags = ("--checkpointing_steps", "2", "--eval_steps", "10")
+    with pytest.MonkeyPatch.context() as patch:
+        stopped_after(2, patch)
+        folder = train("run", *flags, "--max_train_steps", "10")
+    assert not (folder / "model.safetensors").exists()
+    train("run", *flags, "--max_train_steps", "2")
+    assert (folder / "model.safetensors").exists()
+    assert evaluations(folder)[-1]["train/global_step"] == 2
+    capsys.readouterr()
+    train("run", *flags, "--max_train_steps", "2")
+    assert "finished at step 2" in capsys.readouterr().err
+
+
+def test_a_run_that_goes_on_elsewhere_has_a_best_model_of_its_own(train, capsys):
+    flags = ("--checkpointing_steps", "2", "--eval_steps", "2", "--lr_scheduler_type", "constant")
+    first = train("first", *flags, "--max_train_steps", "4")
+    checkpoint = str(first / "checkpoint-000004")
+    second = train("second", *flags, "--max_train_steps", "6", "--resume_from_checkpoint", checkpoint)
+    log = capsys.readouterr().err
+    assert f"the best model so far, of step 4, is not in {second}: it is looked for anew" in log
+    assert (second / "model.safetensors").exists()
+
+
+def test_a_loss_that_is_no_number_is_not_the_best(train, monkeypatch):
+    from stylegen.evaluate import Evaluation
+    from stylegen.train import turn
+
+    losses = iter([2.0, float("nan"), 3.0])
+    monkeypatch.setattr(turn, "evaluate", lambda *values: Evaluation(next(losses), 0.5, 100))
+    monkeypatch.setattr("stylegen.train.finish._check_saved_model", lambda *values: None)
+    folder = train("run", "--max_train_steps", "3", "--eval_steps", "1", "--eval_on_start", "false")
+    from stylegen.checkpoint import list_checkpoints, read_manifest
+
+    state = read_manifest(list_checkpoints(folder)[-1])["state"]
+    assert (state["best_step"], state["best_loss"], state["stale_evaluations"]) == (1, 2.0, 2)

@@ -33,7 +33,8 @@ def state(step: int = 5, finished: bool = False, stopped_by: str | None = "reque
         (state(finished=True, stopped_by=None), 0, False, False, False, "finished"),
         (state(stopped_by="STOP"), 0, True, False, False, "stopped by STOP"),
         (state(stopped_by="STOP"), 0, False, False, False, "stopped by STOP"),
-        (state(stopped_by=None), 0, True, False, False, "by itself"),
+        # The time was up before the first step of a life that went on from a checkpoint of the rhythm.
+        (state(stopped_by=None), 0, True, False, True, "time was up"),
         (state(stopped_by="SIGTERM"), 0, True, False, False, "stopped by SIGTERM"),
         # A user's STOP before the first step of a life leaves the checkpoint of the life before.
         (state(step=3), 0, False, False, False, "by itself"),

@@ -15,7 +15,7 @@ def describe_block(blocks: Blocks, index: int, epoch: int, tokenizer) -> str:
     spans = blocks.spans(index, epoch)
     for begin, end, _ in spans:
         first, last = np.searchsorted(starts, (begin, end - 1), side="right") - 1
-        for document in range(first, last + 1):
+        for document in range(first, min(last + 1, len(starts) - 1)):
             start = int(starts[document]) + 1  # behind its <|endoftext|>
             tokens = range(max(begin - start, 0), min(end, int(starts[document + 1])) - start)
             if tokens:

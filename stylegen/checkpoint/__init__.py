@@ -15,6 +15,7 @@ from stylegen.checkpoint.load import load_training_state
 from stylegen.checkpoint.manifest import (
     MANIFEST,
     OtherFormatError,
+    files_in,
     find_damage,
     list_checkpoints,
     newest_checkpoint,
@@ -27,23 +28,26 @@ from stylegen.checkpoint.manifest import (
 )
 from stylegen.checkpoint.room import check_room
 from stylegen.checkpoint.save import (
-    DISK_ERRORS,
     Saver,
     Weights,
     clear_unfinished,
+    is_disk_error,
     is_writer,
+    leave_behind,
 )
 
 __all__ = [
-    "DISK_ERRORS",
     "MANIFEST",
     "OtherFormatError",
     "Saver",
     "Weights",
     "check_room",
     "clear_unfinished",
+    "files_in",
     "find_damage",
+    "is_disk_error",
     "is_writer",
+    "leave_behind",
     "list_checkpoints",
     "load_training_state",
     "newest_checkpoint",

@@ -56,6 +56,11 @@ def load_training_state(
     if path.is_file():
         with _named(path):
             restore_random_state(torch.load(path, map_location="cpu", weights_only=True))
+    elif rank < manifest["world_size"] == accelerator.num_processes:
+        raise UsageError(
+            f"{path} is missing, without which dropout would draw other numbers than in a run that was never stopped; "
+            f"start rank {rank} on the machine that it was on before"
+        )
     else:
         seed_everything(seed, rank, manifest["state"]["step"])
     if manifest["world_size"] != accelerator.num_processes:

@@ -3,6 +3,7 @@
 A folder without one, or whose files are not as listed, is never trusted. Other files and folders are never touched.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -83,10 +84,13 @@ def find_damage(checkpoint: Path) -> str | None:
     except UsageError as error:
         return str(error)
     for name, recorded in manifest["files"].items():
-        if not (checkpoint / name).is_file():
+        try:
+            if describe_file(checkpoint / name) != recorded:
+                return f"{name} is not as it was written (size or sha256 differ)"
+        except FileNotFoundError:
             return f"{name} is missing"
-        if describe_file(checkpoint / name) != recorded:
-            return f"{name} is not as it was written (size or sha256 differ)"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
     return None
 
 
@@ -96,8 +100,11 @@ def write_manifest(folder: Path, values: dict[str, Any], files: dict[str, dict[s
     Raises OSError if one of them is not there: another machine wrote it, and its disk is not this one.
     """
     for name, recorded in files.items():
-        if not (folder / name).is_file() or (folder / name).stat().st_size != recorded["bytes"]:
-            raise OSError(f"{folder / name}, which another rank has written, is not there: not a shared disk")
+        with open(folder / name, "rb") as file:  # opened, a network file system says the size of now
+            if os.fstat(file.fileno()).st_size != recorded["bytes"]:
+                raise OSError(
+                    f"{folder / name} is not here as another rank has written it: not a shared disk"
+                )
     manifest = {"format": FORMAT, **values, "files": files}
     manifest["sha256"] = _digest(manifest)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -108,10 +115,15 @@ def write_manifest(folder: Path, values: dict[str, Any], files: dict[str, dict[s
 def put_in_place(temporary: Path, final: Path) -> None:
     """Give a finished folder its name; one that had it before is there until then, under another one."""
     old = final.with_name(final.name + OLD)
-    shutil.rmtree(old, ignore_errors=True)
     if final.exists():
+        shutil.rmtree(old, ignore_errors=True)
         os.rename(final, old)
-    os.rename(temporary, final)
+    try:
+        os.rename(temporary, final)
+    except OSError:
+        if old.exists():
+            os.rename(old, final)
+        raise
     sync(final.parent)
     shutil.rmtree(old, ignore_errors=True)
 
@@ -127,10 +139,18 @@ def recover_folders(run_dir: Path) -> None:
                 os.rename(old, final)
 
 
+def files_in(folder: Path) -> list[Path]:
+    """The files in a folder and those below it, in a fixed order."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
 def describe_file(path: Path) -> dict[str, Any]:
     """Size and sha256 of a file."""
     with open(path, "rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        return {
+            "bytes": os.fstat(file.fileno()).st_size,
+            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+        }
 
 
 def settle_file(path: Path) -> dict[str, Any]:
@@ -138,9 +158,10 @@ def settle_file(path: Path) -> dict[str, Any]:
 
     Raises OSError if the disk does not give what was written.
     """
-    path.chmod(
-        path.parent.stat().st_mode & 0o666
-    )  # safetensors lets nobody else read; the folder's mode does
+    with contextlib.suppress(
+        OSError
+    ):  # safetensors lets nobody else read, and not every file system has modes
+        path.chmod(path.parent.stat().st_mode & 0o666)
     written = describe_file(path)
     sync(path, forget=True)
     if describe_file(path) != written:

@@ -3,26 +3,34 @@
 import os
 import platform
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from stylegen.checkpoint.manifest import sync
-from stylegen.checkpoint.save import is_writer
+from stylegen.checkpoint.manifest import files_in, settle_file, sync
+from stylegen.checkpoint.save import is_disk_error, is_writer
 from stylegen.config import UsageError, first_line
 
 TRIAL = "checkpoint-trial.tmp"
 
 
 def check_room(
-    run_dir: Path, accelerator: Accelerator, size: int, model_size: int, kept: int, each_node: bool
+    run_dir: Path,
+    accelerator: Accelerator,
+    size: int,
+    model_size: int,
+    kept: int,
+    each_node: bool,
+    write_small: Callable[[Path], None],
 ) -> None:
     """Raise UsageError, on every rank, if the run directory will not hold what the run saves; a collective.
 
-    size        bytes of a checkpoint
-    model_size  bytes of the model alone, of which the best one and its successor are kept
-    kept        checkpoints that are there at a time at the most, the one being written among them
+    size         bytes of a checkpoint
+    model_size   bytes of the model alone, of which the best one and its successor are kept
+    kept         checkpoints that are there at a time at the most, the one being written among them
+    write_small  writes what there is beside weights into a folder
     Leaves nothing behind. A quota that is smaller than the disk cannot be seen so.
     """
     folder = run_dir / TRIAL
@@ -32,12 +40,17 @@ def check_room(
         shutil.rmtree(folder, ignore_errors=True)
         try:
             folder.mkdir(parents=True)
-        except OSError as refusal:
-            error = error or str(refusal)
+            write_small(folder)
+            for path in files_in(folder):
+                settle_file(path)
+        except Exception as refusal:
+            if not is_disk_error(refusal):
+                raise
+            error = error or first_line(refusal)
     accelerator.wait_for_everyone()
     error = error or _trial_error(folder / f"rank-{accelerator.process_index}", size)
     errors = [(platform.node(), accelerator.process_index, error)]
-    errors = gather_object(errors) if accelerator.num_processes > 1 else errors
+    errors = gather_object(errors)
     if is_writer(accelerator, each_node):
         shutil.rmtree(folder, ignore_errors=True)
     for host, rank, problem in errors:
@@ -48,7 +61,7 @@ def check_room(
 
 def _room_error(run_dir: Path, needed: int) -> str | None:
     there = [path for pattern in ("checkpoint-*/*", "best/*") for path in run_dir.glob(pattern)]
-    held = sum(path.stat().st_size for path in there)  # by what will make room for it
+    held = sum(path.lstat().st_size for path in there)  # by what will make room for it
     nearest = next(path for path in (run_dir, *run_dir.resolve().parents) if path.exists())
     free = shutil.disk_usage(nearest).free
     if free + held >= needed:

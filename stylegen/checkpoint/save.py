@@ -25,6 +25,7 @@ from torch import nn
 
 from stylegen.checkpoint.manifest import (
     NAME,
+    files_in,
     list_checkpoints,
     put_in_place,
     settle_file,
@@ -37,7 +38,6 @@ from stylegen.runtime import free_memory_bytes, logger, random_state
 from stylegen.sharding import holds_pieces, optimizer_state, whole_weights
 
 TEMPORARY = ".tmp"  # ends the name of what is being written or deleted
-DISK_ERRORS = (OSError, SafetensorError)
 Weights = dict[str, torch.Tensor]
 # Writes the model's files into a folder, of these weights, or of its own where none are given.
 ModelWriter = Callable[[Path, Weights | None], None]
@@ -105,14 +105,14 @@ class Saver:
             "world_size": self.accelerator.num_processes,
             "scaler": scaler.state_dict() if scaler else None,
         }
-        save = self._save = _Save(self.run_dir / f"checkpoint-{step:06d}", {**values, **ours})
+        save = _Save(self.run_dir / f"checkpoint-{step:06d}", {**values, **ours})
         with self._standing_still(save):
             if self.writes:
                 with _noting_errors(save):
                     shutil.rmtree(save.temporary, ignore_errors=True)
                     save.temporary.mkdir(parents=True)
             self.accelerator.wait_for_everyone()
-            copies = self.in_background and self._has_room_for_a_copy(model)
+            copies = self.in_background and self._has_room_for_a_copy()
             work = (
                 *self._share(model, optimizer, copies),
                 _whole_model(self.accelerator, model, self.writes, copies),
@@ -123,28 +123,37 @@ class Saver:
                 save.thread.start()
             else:
                 self._write(save, *work)
+        self._save = save  # not before all of it is in good hands: what is here will be committed
 
-    def poll(self) -> None:
-        """Commit the save that is under way if all ranks have written their files; a collective."""
+    def wait(self) -> None:
+        """Wait until this rank's files are written; whoever changes or saves the model's configuration does."""
+        if self._save and self._save.thread:
+            with self._standing_still(self._save):
+                self._save.thread.join()
+
+    def is_ready(self) -> bool:
+        """Whether there is a save under way whose files all ranks have written; a collective."""
         if (save := self._save) is None:
-            return
+            return False
         with self._standing_still(save):
             busy = bool(save.thread and save.thread.is_alive())
             if self.accelerator.num_processes > 1:
-                flag = torch.tensor([busy], device=self.accelerator.device)
+                flag = torch.tensor([int(busy)], device=self.accelerator.device)
                 busy = bool(self.accelerator.gather(flag).any())
-        if not busy:
-            self.finish()
+        return not busy
 
-    def finish(self) -> str | None:
-        """Wait for the save that is under way and commit it; a collective. Returns why it failed, or None."""
+    def finish(self, rotating: bool = True) -> str | None:
+        """Wait for the save that is under way and commit it; a collective. Returns why it failed, or None.
+
+        rotating  delete older ones beyond those to keep: not where the training has failed, and they may be wanted
+        """
         if (save := self._save) is None:
             return None
         self._save = None
         with self._standing_still(save):
             if save.thread:
                 save.thread.join()
-            error = self._commit(save)
+            error = self._commit(save, rotating)
         if error is None:
             logger.info(f"saved {save.final} (the training waited {save.stall_seconds:.2f} s for it)")
         else:
@@ -198,10 +207,10 @@ class Saver:
                 write_model(folder, weights)
                 # A dot: what the library of another rank has not named yet.
                 others = ("optimizer-", "random-", ".")
-                mine += [path for path in folder.iterdir() if not path.name.startswith(others)]
-            save.files = {path.name: settle_file(path) for path in mine}
+                mine += [path for path in files_in(folder) if not path.name.startswith(others)]
+            save.files = {path.relative_to(folder).as_posix(): settle_file(path) for path in mine}
 
-    def _commit(self, save: _Save) -> str | None:
+    def _commit(self, save: _Save, rotating: bool) -> str | None:
         machine = self.accelerator.process_index // local_world_size() if self.each_node else 0
         everyone = self._told_by_all(save, (machine, save.files))
         if not isinstance(everyone, str):
@@ -216,7 +225,7 @@ class Saver:
             if self.writes:
                 shutil.rmtree(save.temporary, ignore_errors=True)
             return everyone
-        if self.writes:
+        if self.writes and rotating:
             rotate(self.run_dir, self.keep, save.final)
         return None
 
@@ -225,17 +234,16 @@ class Saver:
         if save.bug:
             raise save.bug
         mine = (value, save.error)
-        everyone: list[Any] = gather_object([mine]) if self.accelerator.num_processes > 1 else [mine]
+        everyone: list[Any] = gather_object([mine])
         return next((error for _, error in everyone if error), [value for value, _ in everyone])
 
     def _what_is_left(self) -> str:
         newest = next(reversed(list_checkpoints(self.run_dir)), None)
         return f"{newest} is unharmed" if newest else "there is no other checkpoint yet"
 
-    def _has_room_for_a_copy(self, model: nn.Module) -> bool:
-        """Whether weights and two values of optimizer state for each fit into the memory beside what there is."""
-        size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-        fits = free_memory_bytes() > 2 * 3 * size * local_world_size()
+    def _has_room_for_a_copy(self) -> bool:
+        """Whether this machine has the memory for all that its processes would copy."""
+        fits = free_memory_bytes() > 2 * self.size
         if not fits and not self._said_no_copy:
             self._said_no_copy = True
             logger.info(
@@ -265,10 +273,11 @@ def rotate(run_dir: Path, keep: int | None, newest: Path) -> None:
     A checkpoint loses its name first, so that none is ever there in part. One that cannot be deleted stays, with a
     warning.
     """
-    # Larger numbers than the one just written are damaged, or of a past that was left: they go first.
+    # Larger numbers than the one just written are damaged, or of a past that was left.
+    paths = list_checkpoints(run_dir)
     step = step_of(newest)
-    paths = sorted(list_checkpoints(run_dir), key=lambda path: (step_of(path) <= step, step_of(path)))
-    for path in paths[: -keep if keep else 0]:
+    kept = [path for path in paths if step_of(path) <= step]
+    for path in [path for path in paths if step_of(path) > step] + kept[: -keep if keep else 0]:
         leaving = path.with_name(path.name + TEMPORARY)
         try:
             shutil.rmtree(leaving, ignore_errors=True)
@@ -290,18 +299,32 @@ def _whole_model(accelerator: Accelerator, model: nn.Module, keep: bool, copies:
     return whole_weights(accelerator, model, keep) if copies or holds_pieces(accelerator) else None
 
 
+def leave_behind(run_dir: Path, checkpoint: Path) -> None:
+    """Take the names from a run's later checkpoints when it goes on from an earlier one; the next save deletes them."""
+    for path in list_checkpoints(run_dir):
+        if path.parent.resolve() == checkpoint.resolve().parent and step_of(path) > step_of(checkpoint):
+            shutil.rmtree(path.with_name(path.name + TEMPORARY), ignore_errors=True)
+            os.rename(path, path.with_name(path.name + TEMPORARY))
+
+
+def is_disk_error(error: BaseException) -> bool:
+    """Whether a file could not be written, as Python or the libraries in Rust say it."""
+    return isinstance(error, (OSError, SafetensorError)) or "(os error " in str(error)
+
+
 @contextlib.contextmanager
 def _noting_errors(save: _Save) -> Iterator[None]:
     """Keep what goes wrong for the commit, where all ranks hear of it."""
     try:
         yield
-    except DISK_ERRORS as error:
-        save.error = save.error or _explain(save.final, error)
     except BaseException as error:
-        save.bug = error
+        if is_disk_error(error):
+            save.error = save.error or _explain(save.final, error)
+        else:
+            save.bug = error
 
 
-def _explain(path: Path, error: Exception) -> str:
+def _explain(path: Path, error: BaseException) -> str:
     with contextlib.suppress(OSError):
         free = shutil.disk_usage(path.parent).free
         return f"{first_line(error)} ({free / 2**20:,.0f} MB are free in {path.parent})"

@@ -39,6 +39,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **{name: (lambda value: value >= 1, "at least 1") for name in _AT_LEAST_ONE},
     **{name: (lambda value: value >= 0, "0 or more") for name in _NOT_NEGATIVE},
     "num_train_epochs": (lambda value: value > 0, "above 0"),
+    "max_train_hours": (lambda value: value > 0, "above 0"),
     "learning_rate": (lambda value: value > 0, "above 0"),
     "repetition_penalty": (lambda value: value > 0, "above 0"),
     "validation_split_percentage": (lambda value: 0 < value < 100, "between 0 and 100"),

@@ -10,6 +10,7 @@ from stylegen.runtime.logs import logger, start_logging
 from stylegen.runtime.process import apply_speed_settings, build_accelerator, resolve_precision
 from stylegen.runtime.random_state import random_state, restore_random_state, seed_everything
 from stylegen.runtime.topology import (
+    asked_once,
     check_machines,
     check_same,
     check_shared,
@@ -23,6 +24,7 @@ from stylegen.runtime.watchdog import Watchdog
 __all__ = [
     "Watchdog",
     "apply_speed_settings",
+    "asked_once",
     "build_accelerator",
     "check_machines",
     "check_same",

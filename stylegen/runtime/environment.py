@@ -1,8 +1,10 @@
 """What the process runs on: devices, memory, versions."""
 
+import contextlib
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -52,10 +54,10 @@ def pick_device(name: str) -> torch.device:
 
 
 def free_memory_bytes() -> int:
-    """Memory of this machine that is left for other things."""
+    """Memory left for other things: of this machine, or of what a scheduler or container allows the process."""
     import psutil
 
-    return psutil.virtual_memory().available
+    return min([psutil.virtual_memory().available, *_cgroup_memory()])
 
 
 def max_memory_bytes(device: torch.device) -> int:
@@ -66,6 +68,18 @@ def max_memory_bytes(device: torch.device) -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _cgroup_memory() -> Iterator[int]:
+    """What each control group around this process has left, where it sets a limit (Linux, cgroup v2)."""
+    try:
+        name = Path("/proc/self/cgroup").read_text().strip().rpartition("0::/")[2]
+    except OSError:
+        return
+    for group in (Path("/sys/fs/cgroup") / name, *(Path("/sys/fs/cgroup") / name).parents):
+        with contextlib.suppress(OSError, ValueError):  # "max" is no limit
+            limit, used = (int((group / f"memory.{kind}").read_text()) for kind in ("max", "current"))
+            yield max(limit - used, 0)
 
 
 def _git_commit() -> str | None:

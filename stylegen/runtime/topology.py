@@ -5,19 +5,21 @@ import hashlib
 import os
 import platform
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 
 import stylegen
 from stylegen.config import UsageError
 from stylegen.config.processes import local_world_size
 
 VISIBLE_SECONDS = 10
+T = TypeVar("T")
 
 
 def zero_stage(accelerator: Accelerator) -> int:
@@ -78,6 +80,22 @@ def check_same(accelerator: Accelerator, what: str, values: dict[str, Any]) -> N
                     f"the processes have different {what}: {name} is {first} on rank 0 and {other} on rank {number}; "
                     f"give all of them the same"
                 )
+
+
+def asked_once(accelerator: Accelerator, question: Callable[[], T]) -> T:
+    """The first rank's answer, or its UsageError, on all ranks; a collective."""
+    answer: Any = None
+    error: UsageError | None = None
+    if accelerator.is_main_process:
+        try:
+            answer = question()
+        except UsageError as refusal:
+            error = refusal
+    if accelerator.num_processes > 1:
+        answer, error = broadcast_object_list([answer, error])
+    if error is not None:
+        raise error
+    return answer
 
 
 def code_fingerprint() -> dict[str, str]:

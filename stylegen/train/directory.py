@@ -23,6 +23,7 @@ RECORDS = (
 MODEL_FILES = (
     "config.json", "generation_config.json", "model*.safetensors*", "tokenizer*", "special_tokens_map.json",
     "added_tokens.json", "vocab.*", "merges.txt", "chat_template*",
+    "additional_chat_templates",
 )  # fmt: skip
 FOLDERS = ("checkpoint-*", "best", "best.tmp", "best.old", "samples", "figures", "tensorboard")
 
@@ -93,6 +94,8 @@ def promote_best(folder: Path) -> None:
     (best / MANIFEST).unlink(missing_ok=True)
     # Weights first: a folder whose config.json is new has new weights too.
     for path in sorted(best.iterdir(), key=lambda path: path.name == "config.json"):
+        if path.is_dir():  # of chat templates
+            shutil.rmtree(folder / path.name, ignore_errors=True)
         os.replace(path, folder / path.name)
     best.rmdir()
 

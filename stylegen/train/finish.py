@@ -1,24 +1,31 @@
 """The end of a run: the saved model is checked, the figures drawn, and what there is is printed."""
 
+import json
 import math
 import sys
 from pathlib import Path
 
 import torch
 
-from stylegen.checkpoint import list_checkpoints
-from stylegen.config import UsageError
+from stylegen.checkpoint import MANIFEST, list_checkpoints
+from stylegen.config import RunError, UsageError
 from stylegen.evaluate import first_block_loss
 from stylegen.export import BEST
 from stylegen.model import LanguageModelLoss, load_model
 from stylegen.report import summarize, write_report
 from stylegen.runtime import free_memory_bytes, logger
+from stylegen.train.directory import has_model, promote_best
 from stylegen.train.state import Run, State
 
 
 def finish(run: Run, state: State, stopped_by: str | None) -> None:
     """Check the model that was saved, draw, report, and print what there is."""
     if stopped_by is None:
+        if not has_model(run.directory):
+            raise RunError(
+                f"there is no model in {run.directory}: no evaluation gave a loss that is a number, or best/ was taken "
+                f"away; the checkpoints are there"
+            )
         _check_saved_model(run, state)
     figures: list[Path] = []
     try:
@@ -26,11 +33,15 @@ def finish(run: Run, state: State, stopped_by: str | None) -> None:
         print(summarize(run.directory))
     except UsageError as error:  # stopped before anything was measured
         logger.info(str(error))
+    except OSError as error:  # a full disk: what counts is saved
+        logger.warning(
+            f"warning: no report: {error}; python -m stylegen.report {run.directory} writes it later"
+        )
     samples = sorted((run.directory / "samples").glob("step-*.txt"))
     if samples:
         print(f"\n{samples[-1].read_text(encoding='utf-8')}")
     where = {
-        "model": run.directory if stopped_by is None else run.directory / BEST,
+        "model": next((path for path in (run.directory / BEST, run.directory) if has_model(path)), None),
         "checkpoint": next(reversed(list_checkpoints(run.directory)), None),
         "report": run.directory / "report.html",
         "figures": " ".join(map(str, figures)),
@@ -38,8 +49,27 @@ def finish(run: Run, state: State, stopped_by: str | None) -> None:
     for name, value in where.items():
         print(f"{name:12}{value}")
     if stopped_by:
-        print(f"stopped by {stopped_by}; the same command goes on from here")
+        asked = run.arguments.resume_from_checkpoint not in ("auto", "never")
+        without = " without --resume_from_checkpoint" if asked else ""
+        print(f"stopped by {stopped_by}; the same command{without} goes on from here")
     sys.stdout.flush()
+
+
+def promote(run: Run, state: State) -> None:
+    """Make the best model the final one, where this rank writes.
+
+    That is the one of `state`, but where a run fell back, and did not get as far again as the life before.
+    """
+    path = run.directory / BEST / MANIFEST
+    if run.writes and path.is_file():
+        best = json.loads(path.read_text(encoding="utf-8"))
+        if best["step"] != state.best_step:
+            logger.warning(
+                f"warning: the best model is that of step {best['step']} in an earlier life of the run"
+            )
+            state.check_loss = best["check_loss"]
+    if run.writes:
+        promote_best(run.directory)
 
 
 def _check_saved_model(run: Run, state: State) -> None:

@@ -76,7 +76,7 @@ def note_skipped(
     raise FloatingPointError(
         f"{in_a_row} step{'s' * (in_a_row > 1)} in a row, up to step {state.step}, had to be skipped "
         f"(--max_skipped_steps {allowed}): {cause} (learning rate {run.schedule(state.step - 1):.3g}); "
-        f"{f'{saved} is unharmed' if saved else 'no checkpoint was written before'}; {remedy}"
+        f"{f'{saved} is unharmed' if saved else 'no checkpoint of before is left'}; {remedy}"
     )
 
 
@@ -122,7 +122,7 @@ def compare_weights(run: Run, state: State) -> None:
             + (
                 f"give --resume_from_checkpoint {saved}, of before"
                 if saved
-                else "start again, no checkpoint is older"
+                else "start again, no checkpoint of before is left"
             )
         )
 
@@ -171,7 +171,8 @@ def _losses(run: Run, model: nn.Module, indices: np.ndarray, epoch: int, passes:
 
 
 def _saved_before(run: Run, step: int) -> Path | None:
-    """The newest checkpoint of this step or an earlier one."""
+    """The newest checkpoint of this step or an earlier one, with that which is being written; a collective."""
+    run.saver.finish(rotating=False)
     saved = [path for path in list_checkpoints(run.directory) if step_of(path) <= step]
     return saved[-1] if saved else None
 

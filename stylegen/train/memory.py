@@ -85,6 +85,8 @@ def explained(run: Run, state: State) -> Iterator[None]:
             smaller = _smaller(size, (total or 0) // run.accelerator.num_processes)
             remedies.append(f"--per_device_train_batch_size {smaller} --total_batch_size {total}")
             remedies += ["--auto_micro_batch"] if not arguments.auto_micro_batch else []
+        if run.accelerator.num_processes == 1:  # of several, only this one is here
+            run.saver.finish(rotating=False)
         saved = list_checkpoints(run.directory)
         raise RankError(
             f"out of memory in step {state.step + 1}, with {size} blocks of {arguments.block_size} tokens in a pass "

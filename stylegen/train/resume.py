@@ -16,8 +16,8 @@ from stylegen.checkpoint import (
     step_of,
 )
 from stylegen.config import TrainArguments, UsageError
-from stylegen.config.processes import world_size
-from stylegen.runtime import check_same, logger
+from stylegen.export import BEST
+from stylegen.runtime import asked_once, check_same, logger
 from stylegen.train import directory
 from stylegen.train.state import State
 
@@ -30,6 +30,8 @@ def find_checkpoint(arguments: TrainArguments, accelerator: Accelerator) -> Path
     if is_writer(accelerator, arguments.save_on_each_node):
         recover_folders(arguments.output_path)
     accelerator.wait_for_everyone()
+    if not arguments.save_on_each_node:  # the files are large, and the same for all
+        return asked_once(accelerator, lambda: _checkpoint_to_resume(arguments))
     checkpoint = _checkpoint_to_resume(arguments)
     check_same(accelerator, "checkpoints to go on from", {"checkpoint": checkpoint and checkpoint.name})
     return checkpoint
@@ -48,7 +50,7 @@ def refuse_other_text(checkpoint: Path, fingerprints: dict[str, str]) -> None:
         )
 
 
-def start_state(checkpoint: Path | None, accelerator: Accelerator, num_steps: int) -> State:
+def start_state(checkpoint: Path | None, run_dir: Path, accelerator: Accelerator, num_steps: int) -> State:
     """The state of step 0, or that of the checkpoint."""
     if checkpoint is None:
         return State(num_steps=num_steps)
@@ -56,6 +58,13 @@ def start_state(checkpoint: Path | None, accelerator: Accelerator, num_steps: in
     logger.info(f"going on from {checkpoint}, step {state.step} of {num_steps}")
     if state.num_steps != num_steps:
         logger.info(f"the learning rate now follows {num_steps} steps, it followed {state.num_steps} before")
+    if state.step >= num_steps and not state.finished:  # fewer steps than it had: these are the last turn's
+        state = replace(state, turned=None)
+    if not (state.best_step is None or (run_dir / BEST).is_dir() or directory.has_model(run_dir)):
+        logger.info(
+            f"the best model so far, of step {state.best_step}, is not in {run_dir}: it is looked for anew"
+        )
+        state = replace(state, best_loss=None, best_step=None, check_loss=None, stale_evaluations=0)
     # The first rank has the loss sum of all.
     loss_sum = state.loss_sum if accelerator.is_main_process else 0.0
     return replace(state, num_steps=num_steps, finished=False, loss_sum=loss_sum)
@@ -96,7 +105,7 @@ def _checkpoint_to_resume(arguments: TrainArguments) -> Path | None:
 def _newest_on_all(folder: Path) -> Path | None:
     """The newest checkpoint that every machine has whole: one may have been stopped before it had the last."""
     mine = [path.name for path in list_checkpoints(folder) if find_damage(path) is None]
-    everyone: list[list[str]] = [mine] if world_size() == 1 else gather_object([mine])
+    everyone: list[list[str]] = gather_object([mine])
     common = set(mine).intersection(*everyone)
     if any(everyone) and not common:
         raise UsageError(

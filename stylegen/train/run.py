@@ -11,8 +11,8 @@ from stylegen.config import RunError, TrainArguments, leave
 from stylegen.corpus import Source
 from stylegen.runtime import logger
 from stylegen.stop import StopRequest
-from stylegen.train.directory import promote_best
-from stylegen.train.finish import finish
+from stylegen.tracking import FAILED, FINISHED, PREEMPTED
+from stylegen.train.finish import finish, promote
 from stylegen.train.health import compare_weights
 from stylegen.train.setup import set_up
 from stylegen.train.state import Run, State
@@ -25,7 +25,7 @@ def train(
 ) -> int:
     """Train as `arguments` say, on the text of the two sources; returns the exit code."""
     run, state = set_up(arguments, train_source, validation_source, stop)
-    preempted = False
+    outcome = FAILED
     try:
         if run.resumed_at is not None and state.turned == state.step and _is_last(run, state):
             logger.info(f"{run.directory} finished at step {state.step}; give more epochs or steps to go on")
@@ -33,15 +33,16 @@ def train(
         else:
             _start_trackers(run)
             reason = loop(run, state)
-            preempted = reason is not None
-        if run.writes and reason is None:
-            promote_best(run.directory)
+        outcome = PREEMPTED if reason else FINISHED
+        if reason is None:
+            promote(run, state)
         if run.accelerator.is_main_process:
             finish(run, state, reason)
         run.accelerator.wait_for_everyone()
     finally:
         run.watchdog.stop()
-        run.tracker.finish(preempted)
+        run.tracker.finish(outcome)
+    run.stop.remove_file()
     return leave(0)  # while the run is still there: taking it apart may hang
 
 
@@ -55,7 +56,9 @@ def loop(run: Run, state: State) -> str | None:
     try:
         while True:
             run.watchdog.tick(f"the end of step {state.step}")
-            run.saver.poll()
+            if run.saver.is_ready():
+                run.watchdog.rest()
+                run.saver.finish()
             reason = run.stop.agreed(run.accelerator)
             is_new = state.step != run.resumed_at or state.turned != state.step
             # What a resumed step asks for was done before its checkpoint was written, if there was time for it.
@@ -83,7 +86,7 @@ def loop(run: Run, state: State) -> str | None:
     except BaseException as error:
         # What all ranks raise alike, or a single process, must not take a save with it that is nearly done.
         if isinstance(error, FloatingPointError | RunError) or run.accelerator.num_processes == 1:
-            run.saver.finish()
+            run.saver.finish(rotating=False)
         raise
 
 

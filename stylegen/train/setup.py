@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stylegen.blocks import (
     TokenCache,
@@ -24,6 +24,7 @@ from stylegen.checkpoint import (
     Saver,
     check_room,
     is_writer,
+    leave_behind,
     load_training_state,
 )
 from stylegen.config import TrainArguments, UsageError, resolve_arguments
@@ -38,6 +39,7 @@ from stylegen.model import (
     load_model,
     num_parameters,
     parameter_groups,
+    save_description,
 )
 from stylegen.optim import build_optimizer, build_schedule
 from stylegen.runtime import (
@@ -92,11 +94,11 @@ def set_up(
         (arguments.adam_beta1, arguments.adam_beta2), arguments.adam_epsilon,
     )  # fmt: skip
     num_params = num_parameters(model)
+    saver = _build_saver(arguments, accelerator, model, cache.tokenizer, num_steps, steps_per_epoch)
     prepared, optimizer = _prepare(arguments, accelerator, model, optimizer)
-    state = start_state(checkpoint, accelerator, num_steps)
+    state = start_state(checkpoint, arguments.output_path, accelerator, num_steps)
     arguments = fit_micro_batch(arguments, accelerator, prepared, train_blocks, checkpoint)
-    saver = _build_saver(arguments, accelerator, num_params, num_steps, steps_per_epoch)
-    _open_directory(arguments, accelerator, afresh=checkpoint is None)
+    _open_directory(arguments, accelerator, checkpoint)
     tracker = Tracker(arguments.output_path, accelerator.is_main_process, num_steps, state.step)
     run = Run(
         arguments=arguments, accelerator=accelerator, model=prepared, base_model=model, optimizer=optimizer,
@@ -217,28 +219,38 @@ def _build_model(
 
 
 def _build_saver(
-    arguments: TrainArguments, accelerator: Accelerator, num_params: int, num_steps: int, steps_per_epoch: int
+    arguments: TrainArguments,
+    accelerator: Accelerator,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    num_steps: int,
+    steps_per_epoch: int,
 ) -> Saver:
     """What will save the run, once it is known that there is room for all that it will keep. A collective."""
     rhythm, each_node = arguments.checkpointing_steps, arguments.save_on_each_node
     apart = {"end": num_steps, "epoch": steps_per_epoch}.get(str(rhythm), rhythm)
     planned = max(math.ceil(num_steps / max(int(apart), 1)), 1)
     kept = min(planned, (arguments.save_total_limit or planned) + 1)  # the one being written among them
-    model_size = num_params * getattr(torch, arguments.dtype).itemsize
+    model_size = num_parameters(model) * getattr(torch, arguments.dtype).itemsize
     size = 3 * model_size  # AdamW keeps two values of each weight
-    check_room(arguments.output_path, accelerator, size, model_size, kept, each_node)
+    check_room(
+        arguments.output_path, accelerator, size, model_size, kept, each_node,
+        lambda folder: save_description(model, tokenizer, folder),
+    )  # fmt: skip
     return Saver(
         arguments.output_path, accelerator, arguments.save_total_limit, each_node, arguments.async_save, size
     )
 
 
-def _open_directory(arguments: TrainArguments, accelerator: Accelerator, afresh: bool) -> None:
+def _open_directory(arguments: TrainArguments, accelerator: Accelerator, checkpoint: Path | None) -> None:
     """Make the run directory ready, on every machine that keeps one. A collective."""
     folder = arguments.output_path
     if is_writer(accelerator, arguments.save_on_each_node):
-        if afresh:
+        if checkpoint is None:
             directory.clear_directory(folder)
         directory.clear_leftovers(folder)
+        if checkpoint and arguments.resume_from_checkpoint not in ("auto", "never"):
+            leave_behind(folder, checkpoint)
         directory.record_start(arguments, describe_environment(accelerator, arguments.mixed_precision))
     accelerator.wait_for_everyone()
 

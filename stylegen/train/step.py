@@ -48,9 +48,17 @@ def train_step(run: Run, state: State, watch: Stopwatch) -> float:
     )
     with explained(run, state):
         for number, share in enumerate(shares):
-            loss = _forward_backward(run, state, watch, share, epoch, tokens, (number + 1, len(shares)))
-            loss_sum += loss
-            if words := run.spikes.add(loss, run.train_blocks.num_labels(share)):
+            batch = _read_batch(
+                run, watch, share, epoch, f"pass {number + 1} of {len(shares)}", state.step + 1
+            )
+            with accumulating(accelerator, run.model, is_last=number == len(shares) - 1):
+                loss, _ = run.model(**batch)
+                # The ranks' gradients are averaged. A loss that is not finite has to show in that of every rank.
+                scale = torch.where(loss.isfinite(), accelerator.num_processes / tokens, math.nan)
+                accelerator.backward(loss * scale)
+            value = loss.item()
+            loss_sum += value
+            if words := run.spikes.add(value, run.train_blocks.num_labels(share)):
                 spike = words, share
         grad_norm = whole_norm(
             accelerator.clip_grad_norm_(run.model.parameters(), arguments.max_grad_norm or math.inf)
@@ -74,34 +82,16 @@ def train_step(run: Run, state: State, watch: Stopwatch) -> float:
     return grad_norm
 
 
-def _forward_backward(
-    run: Run,
-    state: State,
-    watch: Stopwatch,
-    share: np.ndarray,
-    epoch: int,
-    tokens: int,
-    place: tuple[int, int],
-) -> float:
-    """One micro-batch: adds to the gradient, returns the sum of its losses.
-
-    tokens  of the whole step
-    place   (number of the pass, passes of the step)
-    """
+def _read_batch(
+    run: Run, watch: Stopwatch, share: np.ndarray, epoch: int, where: str, step: int
+) -> dict[str, torch.Tensor]:
     waiting = time.perf_counter()
-    accelerator, where = run.accelerator, f"pass {place[0]} of {place[1]}"
-    run.watchdog.tick(f"step {state.step + 1}, reading {where}")
-    batch = {
-        name: tensor.to(accelerator.device) for name, tensor in run.train_blocks.batch(share, epoch).items()
-    }
+    run.watchdog.tick(f"step {step}, reading {where}")
+    batch = run.train_blocks.batch(share, epoch)
+    moved = {name: tensor.to(run.accelerator.device) for name, tensor in batch.items()}
     watch.data_seconds += time.perf_counter() - waiting
-    run.watchdog.tick(f"step {state.step + 1}, {where}")
-    with accumulating(accelerator, run.model, is_last=place[0] == place[1]):
-        loss_sum, _ = run.model(**batch)
-        # The ranks' gradients are averaged. A loss that is not finite is to show in the gradient on all of them.
-        scale = torch.where(loss_sum.isfinite(), accelerator.num_processes / tokens, math.nan)
-        accelerator.backward(loss_sum * scale)
-    return loss_sum.item()
+    run.watchdog.tick(f"step {step}, {where}")
+    return moved
 
 
 def log_training(run: Run, state: State, watch: Stopwatch, grad_norm: float) -> None:
@@ -119,6 +109,8 @@ def log_training(run: Run, state: State, watch: Stopwatch, grad_norm: float) -> 
         "perf/tokens_per_second": watch.tokens / watch.seconds,
         "perf/step_seconds": watch.seconds / watch.steps,
         "perf/data_wait_fraction": watch.data_seconds / watch.seconds,
+        "perf/save_seconds": run.saver.stall_seconds,
         "perf/max_memory_bytes": max_memory_bytes(run.accelerator.device),
     })  # fmt: skip
     state.loss_sum, state.loss_tokens = 0.0, 0
+    run.saver.stall_seconds = 0.0

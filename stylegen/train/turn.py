@@ -1,5 +1,6 @@
 """What is done between two steps when it is due: evaluation, samples, checkpoint. Each is a collective."""
 
+import math
 import shutil
 from dataclasses import asdict
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
-from stylegen.checkpoint import DISK_ERRORS, put_in_place, settle_file, write_manifest
+from stylegen.checkpoint import files_in, is_disk_error, put_in_place, settle_file, write_manifest
 from stylegen.config import first_line
 from stylegen.config.checks import deciding
 from stylegen.evaluate import evaluate, first_block_loss
@@ -36,12 +37,12 @@ def evaluate_model(run: Run, state: State) -> bool:
     run.tracker.log({**result.metrics(run.validation_bytes), **axes(run, state)})
     if state.step == 0 and run.num_steps > 0:
         return True  # the baseline is no candidate: the user asked for a trained model
-    if state.best_loss is not None and result.loss >= state.best_loss:
+    if not result.loss < (math.inf if state.best_loss is None else state.best_loss):  # nor is NaN better
         state.stale_evaluations += 1
         return True
     state.stale_evaluations = 0
     check_loss = first_block_loss(run.model, run.validation_blocks, run.accelerator.device)
-    if _keep_best(run, {"step": state.step, "loss": result.loss}):
+    if _keep_best(run, {"step": state.step, "loss": result.loss, "check_loss": check_loss}):
         state.best_loss, state.best_step, state.check_loss = result.loss, state.step, check_loss
     return True
 
@@ -50,17 +51,23 @@ def _keep_best(run: Run, values: dict[str, Any]) -> bool:
     """Put the model in the place of the best one, which stays if the disk will not have it. A collective."""
     best, temporary = run.directory / BEST, run.directory / f"{BEST}.tmp"
     weights = _collected(run)
+    run.saver.wait()
     error = None
     if run.writes:
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             save_model(run.base_model, run.tokenizer, temporary, weights)
-            write_manifest(temporary, values, {path.name: settle_file(path) for path in temporary.iterdir()})
+            files = {
+                path.relative_to(temporary).as_posix(): settle_file(path) for path in files_in(temporary)
+            }
+            write_manifest(temporary, values, files)
             put_in_place(temporary, best)
-        except DISK_ERRORS as problem:
+        except Exception as problem:
+            if not is_disk_error(problem):
+                raise
             error = first_line(problem)
             shutil.rmtree(temporary, ignore_errors=True)
-    errors = gather_object([error]) if run.accelerator.num_processes > 1 else [error]
+    errors = gather_object([error])
     if any(errors):
         logger.warning(
             f"warning: the best model could not be saved in {best}: {next(filter(None, errors))}; the one before stays"
@@ -74,6 +81,7 @@ def write_samples(run: Run, state: State) -> None:
     Where no process has the whole model all of them write, the same, and the first one keeps it.
     """
     run.watchdog.rest()
+    run.saver.wait()  # writing changes the model's settings for a while
     together = cuts_weights(run.accelerator)
     if not (run.accelerator.is_main_process or together):
         run.accelerator.wait_for_everyone()
@@ -120,6 +128,8 @@ def save(run: Run, state: State) -> None:
         "arguments": deciding(arguments),
         "versions": code_fingerprint(),
     }
+    # Steps that are skipped may mean spoilt weights: what is saved then pushes nothing out.
+    run.saver.keep = None if state.skipped_in_a_row else arguments.save_total_limit
     run.saver.begin(
         state.step, values, run.base_model, run.optimizer,
         lambda folder, weights: save_model(run.base_model, run.tokenizer, folder, weights),
