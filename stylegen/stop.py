@@ -44,7 +44,9 @@ class StopRequest:
 
     def _on_signal(self, number: int, frame: Any) -> None:
         since = time.monotonic() - self._since
-        if self.reason and number == signal.SIGINT and since > SECOND_INTERRUPT_SECONDS:
+        # torchrun hands a second Ctrl-C on as SIGTERM. One of a launcher that died of the first is none.
+        as_interrupt = number == signal.SIGTERM and self.reason == signal.SIGINT.name and is_launched()
+        if self.reason and (number == signal.SIGINT or as_interrupt) and since > SECOND_INTERRUPT_SECONDS:
             # At once: what cleans up could wait for a tracker or another rank. Checkpoints are whole or not there.
             os.write(2, b"interrupted\n")
             os._exit(130)

@@ -160,7 +160,9 @@ def test_row_10_the_document_with_the_sick_text_is_named(train, tmp_path, monkey
     )
     assert first <= 1000 <= last == first + 32 and "; and" not in line and "warning: step" not in line
     assert " ".join(texts[1][first : first + 20].split()) in line
-    assert line.endswith("no checkpoint of before is left; take this text out, or allow more")
+    assert line.endswith(
+        "no checkpoint of before is left; take this text out, or give more --max_skipped_steps"
+    )
 
 
 def test_row_10_spoilt_weights_are_told_from_spoilt_text_and_the_checkpoint_before_is_named(train, capsys):
@@ -527,8 +529,8 @@ def test_row_11_and_12_a_rank_without_memory_then_with_other_weights(launch, tra
     (line,) = our_lines(log)
     assert line == (
         f"error: the weights after step 6 are not the same on all ranks: rank 1 (first in "
-        f"transformer.h.1.mlp.c_fc.weight) differs from rank 0; a device or its memory may be defective; give "
-        f"--resume_from_checkpoint {folder}/checkpoint-000002, of before"
+        f"transformer.h.1.mlp.c_fc.weight) differs from rank 0; a device or its memory may be defective; "
+        f"--resume_from_checkpoint {folder}/checkpoint-000002 goes back to before"
     )
     assert "Traceback" not in log.split("error: the weights")[0]
 

@@ -37,7 +37,7 @@ TRACKED = (
     "num_train_epochs", "max_train_steps", "per_device_train_batch_size", "per_device_eval_batch_size",
     "gradient_accumulation_steps", "total_batch_size", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs",
     "num_warmup_steps", "optim", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm",
-    "mixed_precision", "seed",
+    "mixed_precision", "seed", "max_skipped_steps", "detect_desync_steps", "auto_micro_batch", "async_save",
     "logging_steps", "eval_steps", "eval_on_start", "checkpointing_steps", "sample_steps", "sample_max_new_tokens",
     "sample_temperature", "early_stopping_patience",
     "data_fingerprint",

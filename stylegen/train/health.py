@@ -69,7 +69,7 @@ def note_skipped(
         return
     sick = sum(not block.is_finite for block in blocks)
     spoilt = sick == len(blocks)  # the weights more likely than all of the text
-    remedy = "take this text out, or allow more"
+    remedy = "take this text out, or give more --max_skipped_steps"
     if spoilt or not sick:
         remedy = "start again with a lower --learning_rate or more --num_warmup_steps"
     saved = _saved_before(run, state.step - in_a_row - 1 if spoilt else state.step)
@@ -115,15 +115,11 @@ def compare_weights(run: Run, state: State) -> None:
     ]
     if odd:
         saved = _saved_before(run, state.step - run.arguments.detect_desync_steps)
+        remedy = f"--resume_from_checkpoint {saved} goes back to before" if saved else "start again"
         raise RunError(
             f"the weights after step {state.step} are not the same on all ranks: {_listed(odd)} differ"
             f"{'s' * (len(odd) == 1)} from {'the others' if len(odd) < len(everyone) - 1 else 'rank 0'}; a device or "
-            f"its memory may be defective; "
-            + (
-                f"give --resume_from_checkpoint {saved}, of before"
-                if saved
-                else "start again, no checkpoint of before is left"
-            )
+            f"its memory may be defective; {remedy}"
         )
 
 
@@ -147,13 +143,13 @@ def _examine(run: Run, indices: np.ndarray, epoch: int, loss_sum: float) -> list
 
 def _cause(blocks: list[_Block], grad_norm: float) -> str:
     """In words, with where the blocks come from that are to blame."""
-    if sick := [block for block in blocks if not block.is_finite]:
-        return f"the loss is not finite in {_listed([block.place for block in sick])}"
-    if behind := [block for block in blocks if not block.rank_is_finite]:
-        what = "the loss is not finite, though it is in each of its blocks alone"
+    if blamed := [block for block in blocks if not block.is_finite]:
+        what = "the loss is not finite in "
+    elif blamed := [block for block in blocks if not block.rank_is_finite]:
+        what = "the loss is not finite, though it is in each of its blocks alone: "
     else:
-        behind, what = blocks, f"the gradient is {grad_norm}, though the losses are finite"
-    return f"{what}: {_listed([block.place for block in behind])}"
+        blamed, what = blocks, f"the gradient is {grad_norm}, though the losses are finite: "
+    return what + _listed([block.place for block in blamed])
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from torch import nn
 from stylegen.blocks import Blocks
 from stylegen.checkpoint import list_checkpoints
 from stylegen.config import RankError, TrainArguments, UsageError, first_line, read_preset
-from stylegen.runtime import logger, random_state, restore_random_state, zero_stage
+from stylegen.runtime import cuts_weights, logger, random_state, restore_random_state, zero_stage
 from stylegen.train.state import Run, State
 
 STATE_BYTES = 8  # of AdamW a parameter, which it makes in the first step
@@ -84,7 +84,8 @@ def explained(run: Run, state: State) -> Iterator[None]:
         if size > 1:
             smaller = _smaller(size, (total or 0) // run.accelerator.num_processes)
             remedies.append(f"--per_device_train_batch_size {smaller} --total_batch_size {total}")
-            remedies += ["--auto_micro_batch"] if not arguments.auto_micro_batch else []
+            if not (arguments.auto_micro_batch or cuts_weights(run.accelerator)):
+                remedies.append("--auto_micro_batch")
         if run.accelerator.num_processes == 1:  # of several, only this one is here
             run.saver.finish(rotating=False)
         saved = list_checkpoints(run.directory)
