@@ -713,9 +713,9 @@ def test_nothing_of_ours_trusts_or_unpickles():
     """One place each, so that a new one is looked at here."""
     code = {path: path.read_text() for path in (ROOT / "stylegen").rglob("*.py")}
     for path, text in code.items():
-        assert not re.search(
-            r"^\s*(import|from) (pickle|dill|marshal|shelve)\b|allow_pickle=True", text, re.M
-        ), path
+        text = text.replace("from pickle import UnpicklingError\n", "")  # the refusal itself
+        loaders = r"^\s*(import|from) (pickle|dill|marshal|shelve)\b|allow_pickle=True"
+        assert not re.search(loaders, text, re.M), path
         assert "trust_remote_code=True" not in text and "weights_only=False" not in text, path
         for call in re.findall(r"torch\.load\(.*", text):
             assert "weights_only=True" in call, path
