@@ -7,6 +7,7 @@ several ranks are as real as those of `python run_clm.py`. The same faults work 
     FAULTS='[{"place": "stylegen.train.run:train_step", "what": "SIGTERM", "call": 3}]' accelerate launch lives.py ...
 """
 
+import ctypes
 import errno
 import functools
 import importlib
@@ -15,8 +16,10 @@ import json
 import multiprocessing
 import os
 import re
+import resource
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -25,9 +28,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+ROOT = Path(__file__).parent.parent
 PRELOAD = ["lives", "stylegen.train.run", "datasets", "matplotlib.pyplot"]
 # Where a run can be when something happens to it, as "module:name" of a function that is called there.
+START = "stylegen.train:parse_arguments"
 SET_UP = "stylegen.train.setup:build_optimizer"
+TRIAL = "stylegen.train.setup:check_room"
 SET_UP_ENDS = "stylegen.train.setup:Tracker"  # when what lay there of a run before is cleared away
 FORWARD = "stylegen.train.step:accumulating"  # once a pass of the training
 DATA = "stylegen.train.step:micro_batches"  # once a step
@@ -40,7 +46,10 @@ MANIFEST = "stylegen.checkpoint.save:write_manifest"
 NAMING = "stylegen.checkpoint.save:put_in_place"
 ROTATION = "stylegen.checkpoint.save:rotate"
 SYNC = "stylegen.checkpoint.manifest:sync"
+BUILD = "stylegen.blocks.prepare:write_sides"
 RENAME, REPLACE, UNLINK = "os:rename", "os:replace", "os:unlink"
+
+CLONE_NEWNS = 0x00020000  # linux/sched.h
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,8 @@ class Fault:
     place  "module:name", where the function is looked up by who calls it
     what   name of a signal, which the process sends itself; STOP: the file appears; hours: one has passed; raise, or a
            name of `errno`: an exception; wait PATH: it hangs until there is such a file; fill PATH, free PATH: the disk
-           with that folder is full, has room again
+           with that folder is full, has room again; limit BYTES: no file may be larger, -1 takes it back;
+           read-only PATH, read-only-and-empty PATH: this process cannot write there, and sees nothing either
     call   which call, from 1, of those whose arguments as text `match`, a regular expression
     rank   of the process that it happens in, or None for all
     """
@@ -72,8 +82,9 @@ def install(faults: Sequence[Fault], arguments: Sequence[str]) -> None:
 
 def wrap(place: str, around: Callable) -> None:
     """Put `around(original)` in the place of a function."""
-    module, _, name = place.partition(":")
-    owner = importlib.import_module(module)
+    module, _, path = place.partition(":")
+    *classes, name = path.split(".")
+    owner = functools.reduce(getattr, classes, importlib.import_module(module))
     setattr(owner, name, around(getattr(owner, name)))
 
 
@@ -115,6 +126,10 @@ def happen(what: str, arguments: Sequence[str]) -> None:
         import stylegen.stop
 
         stylegen.stop.time = types.SimpleNamespace(monotonic=lambda: time.monotonic() + 3600)
+    elif word == "limit":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(path), resource.RLIM_INFINITY))
+    elif word in ("read-only", "read-only-and-empty"):
+        make_read_only(path, empty=word == "read-only-and-empty")
     elif word == "fill":
         fill(Path(path))
     elif word == "free":
@@ -162,6 +177,21 @@ def note_blocks(path: Path) -> None:
     wrap(DATA, around_shares)
 
 
+def note_builds(path: Path, seconds: float) -> None:
+    """Append a line for each token cache that is built, which takes so much longer."""
+
+    def around(original):
+        def write_sides(*values):
+            with open(path, "a") as file:
+                file.write(f"{os.getpid()}\n")
+            time.sleep(seconds)
+            return original(*values)
+
+        return write_sides
+
+    wrap(BUILD, around)
+
+
 def note_resources(path: Path) -> None:
     """Append what the process holds after each save that was committed."""
 
@@ -186,6 +216,17 @@ def resources() -> dict[str, int]:
     }
 
 
+def make_read_only(folder: str, empty: bool) -> None:
+    """Give this process a mount of its own, on which it cannot write what others can, or that is another disk."""
+    assert ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNS) == 0, os.strerror(ctypes.get_errno())
+    same = (["--bind", folder, folder], ["-o", "remount,ro,bind", folder])
+    for options in (
+        ["--make-rprivate", "/"],
+        *([["-t", "tmpfs", "-o", "ro", "none", folder]] if empty else same),
+    ):
+        subprocess.run(["mount", *options], check=True)
+
+
 # --- lives
 
 
@@ -202,6 +243,7 @@ class Life:
         faults: Sequence[Fault] = (),
         ranks: int = 1,
         machines: bool = False,
+        config: str = "ddp",
         variables: dict[str, str] | None = None,
         prepare: Callable[[], None] | None = None,
         draws: bool = False,
@@ -209,6 +251,7 @@ class Life:
         """Start them.
 
         place     folder for what they print
+        config    of configs/accelerate, for several ranks
         machines  as if each process were alone on its machine
         prepare   called in each process before the training
         draws     figures and report at the end, which take half of a short life
@@ -217,6 +260,7 @@ class Life:
         for path in (self.printed, self.errors):
             path.unlink(missing_ok=True)
         port = str(free_port())
+        cutting = launcher_variables(config) if ranks > 1 and config != "ddp" else {}
         server = multiprocessing.get_context("forkserver")
         server.set_forkserver_preload(PRELOAD)
         self.processes = []
@@ -228,6 +272,7 @@ class Life:
                     "RANK": str(rank), "LOCAL_RANK": str(here), "WORLD_SIZE": str(ranks),
                     "LOCAL_WORLD_SIZE": "1" if machines else str(ranks),
                     "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true",
+                    **cutting,
                 }  # fmt: skip
             values = (list(arguments), str(place), tuple(faults), environment, prepare, draws)
             process = server.Process(target=_live, args=values, daemon=True)
@@ -253,6 +298,13 @@ class Life:
             assert any(process.is_alive() for process in self.processes), self.log
             time.sleep(0.005)
 
+    def wait_for_file(self, path: Path, seconds: float = 60) -> None:
+        until = time.monotonic() + seconds
+        while not path.exists():
+            assert time.monotonic() < until, self.log
+            assert any(process.is_alive() for process in self.processes), self.log
+            time.sleep(0.005)
+
     def kill(self) -> None:
         for process in self.processes:
             if process.is_alive():
@@ -269,19 +321,44 @@ def _live(
     draws: bool,
 ) -> None:
     os.setpgid(0, 0)
+    os.chdir(ROOT)  # as the paths in configs/accelerate have it
     os.environ.update(environment)
     for number, name in ((1, "printed"), (2, "errors")):
         file = os.open(f"{place}/{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(file, number)
         os.close(file)
+    import tqdm
+
     from stylegen.train import main
 
+    tqdm.tqdm.set_lock(threading.RLock())  # its own is one of processes, which a kill would leave behind
     if not draws:
         wrap("stylegen.train.finish:write_report", lambda original: lambda folder: [])
     if prepare:
         prepare()
     install(faults, arguments)
     sys.exit(main(arguments))
+
+
+def launcher_variables(config: str) -> dict[str, str]:
+    """What `accelerate launch` with a configuration of ours says to the processes it starts."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
+    words = [
+        "--config_file",
+        str(ROOT / f"configs/accelerate/{config}.yaml"),
+        "--num_processes",
+        "2",
+        "run_clm.py",
+    ]
+    arguments, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    if arguments.use_deepspeed:
+        arguments.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+        said = prepare_deepspeed_cmd_env(arguments)[1]
+    else:
+        said = prepare_multi_gpu_env(arguments)
+    return {name: value for name, value in said.items() if name.startswith(("ACCELERATE_", "FSDP_"))}
 
 
 def free_port() -> int:

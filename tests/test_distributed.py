@@ -4,39 +4,19 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ACCELERATE, ROOT, TINY, metrics, our_lines
+from lives import DATA, Fault, as_variable
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 PLAIN = ("--config_overrides", "n_layer=2,n_head=2,n_embd=32,resid_pdrop=0,embd_pdrop=0,attn_pdrop=0")
 ENDLESS = ("--max_train_steps", "100000", "--eval_steps", "100000")
-FAULTS = """\
-import os, sys, time
-from stylegen.train import main, step as training
-
-fault, number, rank = os.environ["FAULT"].split()
-original = training.micro_batches
-
-def micro_batches(*values):
-    micro_batches.calls += 1
-    if os.environ["RANK"] == rank and micro_batches.calls == int(number):
-        if fault == "raise":
-            raise OSError("the disk with the text is gone")
-        time.sleep(1000)
-    return original(*values)
-
-micro_batches.calls = 0
-training.micro_batches = micro_batches
-sys.exit(main())
-"""
 
 
 def benchmark(script: str, *arguments: str) -> str:
@@ -287,70 +267,18 @@ def test_a_directory_that_only_the_first_machine_sees(each_node, start, tmp_path
         assert "or give --save_on_each_node" in line
 
 
-# --- a rank that fails
-
-
-def test_a_rank_that_raises_ends_the_job_with_its_traceback_first(launch, tmp_path):
-    (tmp_path / "faulty.py").write_text(FAULTS)
-    started = time.monotonic()
-    code, _, log = launch("ddp", *ENDLESS, "--output_dir", str(tmp_path / "out"),
-                          "--checkpointing_steps", "2", script=tmp_path / "faulty.py", FAULT="raise 5 1",
-                          PYTHONPATH=str(ROOT))  # fmt: skip
-    assert code != 0 and time.monotonic() - started < 60
-    errors = [line for line in log.splitlines() if line.startswith("error: ")]
-    assert re.match(r"error: rank 1 of 2 on \S+ failed, and with it the job:", errors[0])
-    assert log.index("OSError: the disk with the text is gone") < log.index("lost contact with another rank")
-    assert list((tmp_path / "out").glob("checkpoint-*/manifest.json"))
-
-
-def test_a_rank_that_is_killed_ends_the_job_in_seconds(start, tmp_path):
-    process = start(
-        "ddp", "--max_train_steps", "100000", "--eval_steps", "100000", "--output_dir", str(tmp_path / "out")
-    )
-    assert process.stderr and any("step 3/" in line for line in process.stderr)
-    (victim,) = [pid for pid in children(process.pid) if "RANK=1" in variables(pid)]
-    started = time.monotonic()
-    os.kill(victim, signal.SIGKILL)
-    _, log = process.communicate(timeout=60)
-    assert process.returncode != 0 and time.monotonic() - started < 30
-    ours = next(line for line in log.splitlines() if "step " not in line or "error" in line)
-    assert re.match(
-        r"error: rank 0 of 2 on \S+ lost contact with another rank, which failed, was killed or", ours
-    )
-    assert not any(Path(f"/proc/{pid}").exists() for pid in children(process.pid))
+# --- a rank that hangs; other ways to fail are in test_faults.py
 
 
 def test_a_rank_that_hangs_is_named_with_its_stack(launch, tmp_path):
-    (tmp_path / "faulty.py").write_text(FAULTS)
-    code, _, log = launch("ddp", *ENDLESS, "--output_dir", str(tmp_path / "out"),
-                          "--watchdog_seconds", "4", script=tmp_path / "faulty.py", FAULT="hang 5 1",
-                          PYTHONPATH=str(ROOT))  # fmt: skip
+    hang = Fault(DATA, f"wait {tmp_path}/never", 5, rank=1)
+    code, _, log = launch("ddp", *ENDLESS, "--output_dir", str(tmp_path / "out"), "--watchdog_seconds", "4",
+                          script=ROOT / "tests/lives.py", **as_variable(hang))  # fmt: skip
     assert code != 0
     assert re.search(
         r"error: rank 1 on \S+ hangs: nothing for 4 s, last seen in the end of step \d+; the other ranks", log
     )
-    assert re.search(r"rank 1 of 2 stands in the end of step \d+:\n(.*\n)+.*time.sleep\(1000\)", log)
-
-
-@pytest.mark.slow
-def test_a_rank_that_is_stopped_is_named(start, tmp_path):
-    process = start("ddp", *ENDLESS, "--output_dir", str(tmp_path / "out"),
-                    "--watchdog_seconds", "4")  # fmt: skip
-    assert process.stderr and any("step 3/" in line for line in process.stderr)
-    (victim,) = [pid for pid in children(process.pid) if "RANK=1" in variables(pid)]
-    os.kill(victim, signal.SIGSTOP)
-    _, log = process.communicate(timeout=120)  # torchrun waits 30 s before it kills
-    assert process.returncode != 0
-    assert re.search(r"error: rank 1 on \S+ is stopped or gone: nothing for 4 s", log)
-
-
-def children(pid: int) -> list[int]:
-    listing = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
-    return [int(word) for word in listing.split()]
-
-
-def variables(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/environ").read_text().split("\0")
+    assert re.search(r"rank 1 of 2 stands in the end of step \d+:\n(.*\n)+.*time.sleep\(", log)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a folder of its own for each machine needs root")

@@ -114,6 +114,17 @@ def test_an_interrupt_after_another_signal_leaves_at_once_if_it_comes_later(stop
         send(signal.SIGINT)
 
 
+def test_a_second_interrupt_is_handed_on_by_torchrun_as_another_signal(stop, clock, monkeypatch):
+    """One that comes from a launcher's death, of the first Ctrl-C, is no second one."""
+    send(signal.SIGINT)
+    clock.append(103.0)
+    send(signal.SIGTERM)
+    assert stop.reason == "SIGINT"
+    monkeypatch.setattr("stylegen.stop.is_launched", lambda: True)
+    with pytest.raises(SystemExit, match="130"):
+        send(signal.SIGTERM)
+
+
 def test_the_handlers_of_before_are_given_back():
     received = []
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
