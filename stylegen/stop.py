@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,16 @@ class StopRequest:
             self.reason, self._since = signal.Signals(number).name, time.monotonic()
             if number == signal.SIGINT:
                 os.write(2, b"\nstopping at the next step; Ctrl-C once more leaves at once\n")
+
+    @contextlib.contextmanager
+    def deaf(self) -> Iterator[None]:
+        """Within, a signal ends the process at once: where it only waits for others, and there is nothing to save."""
+        handlers = {number: signal.signal(number, signal.SIG_DFL) for number in self._old}
+        try:
+            yield
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
     def agreed(self, accelerator: Any) -> str | None:
         """Why to stop, or None; every rank gets an answer at the same step (a collective with several processes)."""

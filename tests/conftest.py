@@ -37,6 +37,16 @@ ACCELERATE = str(Path(sys.executable).parent / "accelerate")
 EXACT = ("--mixed_precision", "no", "--logging_steps", "1")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A row of the table of faults stands in test_faults.py and in the file of its subject: it is run once."""
+    seen: set[tuple] = set()
+    for item in list(items):
+        key = (getattr(item, "function", item), item.name)
+        if key in seen:
+            items.remove(item)
+        seen.add(key)
+
+
 def make_text(num_lines: int, seed: int = 0) -> str:
     """Lines of made verse with speakers, the same for a seed."""
     draw = random.Random(seed)

@@ -1,5 +1,8 @@
 """The table of faults, a row a test: what goes wrong, what the run does, and that it ends as if nothing had happened.
 
+Rows 10 to 12 are in test_health.py and 14 to 17 in test_security.py, and appear here too; docs/reliability.md has what
+each was seen to do.
+
 "Bit-equal" is: final weights, and every logged number that is not a time, against the run that was never disturbed.
 Steps that are done twice, after a kill, are to be logged twice with the same numbers.
 """
@@ -46,6 +49,8 @@ from lives import (
     note_resources,
 )
 from safetensors.torch import load_file
+from test_health import *  # noqa: F403  rows 10 to 12
+from test_security import *  # noqa: F403  rows 14 to 17
 from test_tracking import history, offline_runs
 
 from stylegen.checkpoint import find_damage, list_checkpoints, read_manifest, step_of

@@ -142,10 +142,11 @@ class Saver:
                 busy = bool(self.accelerator.gather(flag).any())
         return not busy
 
-    def finish(self, rotating: bool = True) -> str | None:
+    def finish(self, rotating: bool = True, goes_on: bool = True) -> str | None:
         """Wait for the save that is under way and commit it; a collective. Returns why it failed, or None.
 
         rotating  delete older ones beyond those to keep: not where the training has failed, and they may be wanted
+        goes_on   the training does, and a failure is a warning; else it is for the caller to tell
         """
         if (save := self._save) is None:
             return None
@@ -156,10 +157,11 @@ class Saver:
             error = self._commit(save, rotating)
         if error is None:
             logger.info(f"saved {save.final} (the training waited {save.stall_seconds:.2f} s for it)")
-        else:
+            return None
+        error = f"{error}; it needs about {self.size / 2**20:,.1f} MB; {self._what_is_left()}"
+        if goes_on:
             logger.warning(
-                f"warning: {save.final} could not be saved: {error}; it needs about {self.size / 2**20:,.1f} MB; "
-                f"{self._what_is_left()}, and the next save tries again"
+                f"warning: {save.final} could not be saved: {error}, and the next save tries again"
             )
         return error
 

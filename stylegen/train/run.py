@@ -68,15 +68,15 @@ def loop(run: Run, state: State) -> str | None:
             if is_new and (last or reason or _is_due(arguments.checkpointing_steps, state.step, run)):
                 state.finished, state.stopped_by = last, None if last else reason
                 save(run, state)
-            # What was written while the training waited is committed now, and not one step later.
-            error = run.saver.finish() if last or reason or not arguments.async_save else None
             if last or reason:
-                if error:
+                if error := run.saver.finish(goes_on=False):
                     raise RunError(
-                        f"the last checkpoint, of step {state.step}, was not saved: {error}; make room, and start the "
-                        f"same command again to go on from the one before"
+                        f"the last checkpoint, of step {state.step}, was not saved: {error}; make room, and start "
+                        f"the same command again to go on from the one before"
                     )
                 return None if last else reason
+            if not arguments.async_save:  # what was written while the training waited counts from now on
+                run.saver.finish()
             if state.step > first:  # the first step may compile
                 run.watchdog.arm()
             grad_norm = train_step(run, state, watch)

@@ -1,5 +1,6 @@
 """Everything a run consists of, built in the order in which it can go wrong; nothing is written before it is."""
 
+import contextlib
 import math
 import os
 from dataclasses import asdict, replace
@@ -28,6 +29,7 @@ from stylegen.checkpoint import (
     load_training_state,
 )
 from stylegen.config import TrainArguments, UsageError, resolve_arguments
+from stylegen.config.processes import world_size
 from stylegen.corpus import Source
 from stylegen.metrics import training_bytes
 from stylegen.model import (
@@ -71,7 +73,8 @@ def set_up(
     arguments: TrainArguments, train_source: Source, validation_source: Source | None, stop: StopRequest
 ) -> tuple[Run, State]:
     """Build the run and the state it starts from. Raises UsageError for what the user can put right."""
-    accelerator = _start_process(arguments)
+    with stop.deaf() if world_size() > 1 else contextlib.nullcontext():
+        accelerator = _start_process(arguments)
     arguments, config = _resolve(arguments, accelerator)
     if not arguments.save_on_each_node:
         check_shared(accelerator, arguments.output_path)
