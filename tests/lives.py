@@ -192,6 +192,19 @@ def note_builds(path: Path, seconds: float) -> None:
     wrap(BUILD, around)
 
 
+def slow_down(seconds: float) -> None:
+    """Let each step take so much longer, so that a life of so many seconds has at most so many steps."""
+
+    def around(original):
+        def train_step(*values):
+            time.sleep(seconds)
+            return original(*values)
+
+        return train_step
+
+    wrap(STEP, around)
+
+
 def note_resources(path: Path) -> None:
     """Append what the process holds after each save that was committed."""
 

@@ -47,6 +47,7 @@ from lives import (
     note_blocks,
     note_builds,
     note_resources,
+    slow_down,
 )
 from safetensors.torch import load_file
 from test_health import *  # noqa: F403  rows 10 to 12
@@ -508,7 +509,8 @@ def test_row_02_killed_between_ranks_that_share_the_weights(live, finish, whole,
 
 # --- 1: killed at random moments
 
-LONG = ("--max_train_steps", "180", "--eval_steps", "7", "--logging_steps", "2")
+LONG = ("--max_train_steps", "300", "--eval_steps", "7", "--logging_steps", "2")
+SLOWLY = 0.03  # seconds more a step: at most 17 steps a life, and 15 lives that get to steps
 
 
 @pytest.mark.parametrize(
@@ -523,7 +525,7 @@ def test_row_01_twenty_kills_at_random_moments(live, finish, whole, tmp_path, in
     flags = (*LONG, "--async_save", str(in_background).lower())
     draw, went_on = random.Random(int(in_background)), set()
     for number in range(20):
-        life = live("run", *flags, ranks=ranks)
+        life = live("run", *flags, ranks=ranks, prepare=partial(slow_down, SLOWLY))
         if number % 4:  # else within the start; some get a step further for sure, however slow the machine is
             life.wait_for("parameters, vocabulary" if number % 4 < 3 else "saved ")
         time.sleep(draw.uniform(0, 0.4))
