@@ -105,6 +105,13 @@ def weight_checksums(model: nn.Module) -> torch.Tensor:
     return torch.stack(sums)
 
 
+def collected_weights(
+    accelerator: Accelerator, model: nn.Module, keep: bool, copies: bool = False
+) -> dict[str, torch.Tensor] | None:
+    """`whole_weights` where no process has them whole, or where copies are wanted; else None: the model has them."""
+    return whole_weights(accelerator, model, keep) if copies or holds_pieces(accelerator) else None
+
+
 def optimizer_state(
     accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> Iterator[tuple[str, str, torch.Tensor]]:

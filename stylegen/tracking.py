@@ -101,6 +101,10 @@ class Tracker:
             self.bar.close()
         if self.file is not None:
             self._write()
+            if lost := self._unwritten.count(b"\n"):
+                logger.warning(
+                    f"warning: {self.file.name} could not be written: its last {lost} rows are lost"
+                )
             self.file.close()
             self.file = None
 

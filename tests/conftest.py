@@ -59,6 +59,23 @@ def make_text(num_lines: int, seed: int = 0) -> str:
 
 
 @pytest.fixture
+def observed(request):
+    """`observed("...")` tells a figure of a row of faults, for docs/reliability.md; all are printed at the end."""
+    name, bracket, case = request.node.name.partition("[")
+    return lambda figure: FIGURES.append(f"row {name.split('_')[2]} {bracket}{case} {figure}")
+
+
+FIGURES: list[str] = []
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    if FIGURES:
+        terminalreporter.section("observed")
+        for figure in FIGURES:
+            terminalreporter.write_line(figure)
+
+
+@pytest.fixture
 def text_file(tmp_path: Path) -> Path:
     path = tmp_path / "text.txt"
     path.write_text(make_text(300), encoding="utf-8")
@@ -161,6 +178,19 @@ def launch(start):
 def our_lines(log: str) -> list[str]:
     """What we print, without the launcher's."""
     return [line for line in log.splitlines() if "error: " in line and "torch" not in line]
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory) -> Path:
+    """A plain Transformers folder of a tiny model with 32 positions."""
+    from stylegen.model import build_model, save_model, scratch_config
+    from stylegen.tokenizer import train_tokenizer
+
+    tokenizer = train_tokenizer("char", [[make_text(50)]], 0, None, "none")
+    config = scratch_config("gpt2", None, {"n_layer": 1, "n_head": 1, "n_embd": 8}, block_size=32)
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    save_model(build_model(config, tokenizer, dtype="float32", attn_implementation=None), tokenizer, folder)
+    return folder
 
 
 def metrics(folder: Path) -> list[dict]:

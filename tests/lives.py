@@ -41,7 +41,7 @@ STEP = "stylegen.train.run:train_step"
 EVALUATION = "stylegen.evaluate:micro_batches"
 SAVE_BEGINS = "stylegen.train.run:save"
 WRITE = "stylegen.checkpoint.save:save_file"
-SETTLE = "stylegen.checkpoint.save:settle_file"
+SETTLE = "stylegen.checkpoint.manifest:settle_file"
 MANIFEST = "stylegen.checkpoint.save:write_manifest"
 NAMING = "stylegen.checkpoint.save:put_in_place"
 ROTATION = "stylegen.checkpoint.save:rotate"
@@ -177,32 +177,20 @@ def note_blocks(path: Path) -> None:
     wrap(DATA, around_shares)
 
 
-def note_builds(path: Path, seconds: float) -> None:
-    """Append a line for each token cache that is built, which takes so much longer."""
+def slow_down(place: str, seconds: float, noted: Path | None = None) -> None:
+    """Let each call of a function take so much longer, and append a line to a file for each."""
 
     def around(original):
-        def write_sides(*values):
-            with open(path, "a") as file:
-                file.write(f"{os.getpid()}\n")
+        def slowed(*values):
+            if noted:
+                with open(noted, "a") as file:
+                    file.write(f"{os.getpid()}\n")
             time.sleep(seconds)
             return original(*values)
 
-        return write_sides
+        return slowed
 
-    wrap(BUILD, around)
-
-
-def slow_down(seconds: float) -> None:
-    """Let each step take so much longer, so that a life of so many seconds has at most so many steps."""
-
-    def around(original):
-        def train_step(*values):
-            time.sleep(seconds)
-            return original(*values)
-
-        return train_step
-
-    wrap(STEP, around)
+    wrap(place, around)
 
 
 def note_resources(path: Path) -> None:

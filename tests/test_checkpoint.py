@@ -173,7 +173,7 @@ def fail(*_, **__):
 FAILING = [
     "stylegen.checkpoint.save.save_file",
     "os.rename",
-    "stylegen.checkpoint.save.settle_file",
+    "stylegen.checkpoint.manifest.settle_file",
     "write_model",
 ]
 
@@ -514,7 +514,7 @@ def test_a_save_that_could_not_begin_is_never_committed(save, tmp_path, monkeypa
     older = save(2, keep=1)
     saver = Saver(tmp_path / "run", accelerator, keep=1, in_background=True)
     with monkeypatch.context() as patch:
-        patch.setattr("stylegen.checkpoint.save.whole_weights", fail)
+        patch.setattr("stylegen.checkpoint.save.collected_weights", fail)
         with pytest.raises(OSError, match="No space left"):
             saver.begin(4, VALUES, model, an_optimizer(model), lambda folder, weights: None)
     assert saver.finish() is None

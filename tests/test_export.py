@@ -10,20 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from stylegen.config import UsageError
 from stylegen.export import find_model, load_for_writing
-from stylegen.model import build_model, save_model, scratch_config
 from stylegen.tokenizer import train_tokenizer
 
 NAMES = "give a run directory, a checkpoint, a model folder or a hub id"
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory) -> Path:
-    """A plain Transformers folder of a tiny model."""
-    tokenizer = train_tokenizer("char", [[make_text(50)]], 0, None, "none")
-    config = scratch_config("gpt2", None, {"n_layer": 1, "n_head": 1, "n_embd": 8}, block_size=16)
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    save_model(build_model(config, tokenizer, dtype="float32", attn_implementation=None), tokenizer, folder)
-    return folder
 
 
 def run_directory(tmp_path: Path, **models: Path) -> Path:

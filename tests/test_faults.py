@@ -25,6 +25,7 @@ import pytest
 import torch
 from conftest import ACCELERATE, ROOT, TINY, make_text
 from lives import (
+    BUILD,
     DATA,
     EVALUATION,
     FORWARD,
@@ -45,7 +46,6 @@ from lives import (
     Life,
     as_variable,
     note_blocks,
-    note_builds,
     note_resources,
     slow_down,
 )
@@ -184,7 +184,10 @@ def stop_at_every_place(finish, folder: Path, what: str, rank: int | None = None
     for where, place, call in CHAIN:
         if what == "STOP" and place == SET_UP:  # a file of before the start is of another run
             place = SET_UP_ENDS
-        fault = Fault(place, what, call or 12 - step, "before" if call else "after", rank=rank)
+        match = (
+            r"checkpoint-\d+\.tmp/optimizer" if place == SETTLE else ""
+        )  # not of the trial, nor of the best model
+        fault = Fault(place, what, call or 12 - step, "before" if call else "after", match, rank)
         life = finish(folder.name, "--max_train_hours", "1", faults=[fault], **options)
         assert (
             f"stopped by {REASONS[what]}; the same command goes on from here" in life.printed.read_text()
@@ -260,7 +263,7 @@ def test_row_08_wandb_hears_that_the_run_will_go_on(finish, tmp_path):
     assert [row[AXIS] for row in history(second) if "train/loss" in row] == [6, 7, 8, 9, 10, 11, 12]
 
 
-def test_row_08_a_second_interrupt_leaves_at_once(live, finish, whole, tmp_path):
+def test_row_08_a_second_interrupt_leaves_at_once(live, finish, whole, tmp_path, observed):
     """As of a user who will not wait for a disk that hangs."""
     life = live("run", faults=[Fault(SETTLE, f"wait {tmp_path}/never", match="checkpoint-000006")])
     life.wait_for("step 6/12")
@@ -272,7 +275,8 @@ def test_row_08_a_second_interrupt_leaves_at_once(live, finish, whole, tmp_path)
     assert life.wait(0) == [None]
     started = time.monotonic()
     os.kill(process.pid, signal.SIGINT)
-    assert life.wait(5) == [130] and time.monotonic() - started < 1
+    assert life.wait(5) == [130]
+    observed(f"second Ctrl-C to exit {time.monotonic() - started:.2f} s")
     assert [(path.name, find_damage(path)) for path in list_checkpoints(tmp_path / "run")] == [
         ("checkpoint-000003", None)
     ]
@@ -364,7 +368,7 @@ def launched(store, tmp_path):
         ("SIGUSR1", "rank 1", 2),
     ],
 )
-def test_row_08_under_the_launcher(launched, finish, whole, tmp_path, number, to, processes):
+def test_row_08_under_the_launcher(launched, finish, whole, tmp_path, observed, number, to, processes):
     folder = tmp_path / "run"
     launch = launched("run", processes, Fault(STEP, f"wait {tmp_path}/go", 5))
     launch.wait_for(*(tmp_path / f"go-{rank}" for rank in range(processes)))
@@ -373,7 +377,7 @@ def test_row_08_under_the_launcher(launched, finish, whole, tmp_path, number, to
     (tmp_path / "go").touch()
     started = time.monotonic()
     codes = launch.wait(40)
-    assert time.monotonic() - started < 15
+    observed(f"{number} to {to}, step to exit of all {time.monotonic() - started:.2f} s")
     assert set(codes) <= {0, None}, launch.errors.read_text()
     dies = to != "rank 1" and (number == "SIGUSR1" or processes == 1)  # of the signal, and cannot tell
     assert (codes == [0] * processes) == dies or to == "rank 1"
@@ -521,11 +525,11 @@ SLOWLY = 0.03  # seconds more a step: at most 17 steps a life, and 15 lives that
         pytest.param(True, 2, marks=pytest.mark.slow),
     ],
 )
-def test_row_01_twenty_kills_at_random_moments(live, finish, whole, tmp_path, in_background, ranks):
+def test_row_01_twenty_kills_at_random_moments(live, finish, whole, tmp_path, observed, in_background, ranks):
     flags = (*LONG, "--async_save", str(in_background).lower())
     draw, went_on = random.Random(int(in_background)), set()
     for number in range(20):
-        life = live("run", *flags, ranks=ranks, prepare=partial(slow_down, SLOWLY))
+        life = live("run", *flags, ranks=ranks, prepare=partial(slow_down, STEP, SLOWLY))
         if number % 4:  # else within the start; some get a step further for sure, however slow the machine is
             life.wait_for("parameters, vocabulary" if number % 4 < 3 else "saved ")
         time.sleep(draw.uniform(0, 0.4))
@@ -534,6 +538,7 @@ def test_row_01_twenty_kills_at_random_moments(live, finish, whole, tmp_path, in
         assert life.wait() == [-signal.SIGKILL] * ranks, life.log
         went_on |= set(re.findall(r"going on from \S+, step (\d+)", life.log))
     assert len(went_on) >= 4  # it did get on between them
+    observed(f"20 kills, going on from {len(went_on)} different steps")
     finish("run", *flags, ranks=ranks)
     assert leftovers(tmp_path / "run") == []
     assert_bit_equal(tmp_path / "run", whole(*LONG, ranks=ranks), once=False)
@@ -780,12 +785,12 @@ def assert_that_rank_failed(log: str, rank: int) -> None:
 
 
 @pytest.mark.parametrize("place", RAISED)
-def test_row_09_an_exception_on_one_rank_ends_the_job(live, finish, whole, tmp_path, place):
+def test_row_09_an_exception_on_one_rank_ends_the_job(live, finish, whole, tmp_path, observed, place):
     life = live("run", *SYNCHRONOUS, ranks=2, faults=[RAISED[place]])
     life.wait_for("step 3/12")
     started = time.monotonic()
-    assert life.wait() == [1, 1], life.log
-    assert time.monotonic() - started < 10
+    assert life.wait(10) == [1, 1], life.log
+    observed(f"job over {time.monotonic() - started:.2f} s after the log of step 3")
     assert_that_rank_failed(life.log, rank=1)
     newest = list_checkpoints(tmp_path / "run")[-1]
     assert step_of(newest) == 3 and find_damage(newest) is None
@@ -794,12 +799,13 @@ def test_row_09_an_exception_on_one_rank_ends_the_job(live, finish, whole, tmp_p
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_row_09_a_rank_that_is_killed_ends_the_job(live, finish, whole, tmp_path, rank):
+def test_row_09_a_rank_that_is_killed_ends_the_job(live, finish, whole, tmp_path, observed, rank):
     life = live("run", *SYNCHRONOUS, ranks=2, faults=[Fault(STEP, "SIGKILL", 5, rank=rank)])
     life.wait_for("step 3/12")
     started = time.monotonic()
-    codes = life.wait()
-    assert (codes[rank], codes[1 - rank]) == (-signal.SIGKILL, 1) and time.monotonic() - started < 10
+    codes = life.wait(10)
+    assert (codes[rank], codes[1 - rank]) == (-signal.SIGKILL, 1)
+    observed(f"job over {time.monotonic() - started:.2f} s after the log of step 3")
     (line,) = [line for line in life.log.splitlines() if line.startswith("error: ")]
     assert re.match(
         rf"error: rank {1 - rank} of 2 on \S+ lost contact with another rank, which failed, was", line
@@ -811,11 +817,16 @@ def test_row_09_a_rank_that_is_killed_ends_the_job(live, finish, whole, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_row_09_a_rank_that_is_stopped_is_named_and_ends_the_job(live, finish, whole, tmp_path, rank):
+def test_row_09_a_rank_that_is_stopped_is_named_and_ends_the_job(
+    live, finish, whole, tmp_path, observed, rank
+):
     """What started the processes kills it then; a stopped one cannot end by itself."""
     flags = (*SYNCHRONOUS, "--watchdog_seconds", "2")
     life = live("run", *flags, ranks=2, faults=[Fault(STEP, "SIGSTOP", 5, rank=rank)])
+    life.wait_for("step 4/12")
+    started = time.monotonic()
     life.processes[1 - rank].join(40)
+    observed(f"job over {time.monotonic() - started:.1f} s after the log of step 4, --watchdog_seconds 2")
     assert life.processes[1 - rank].exitcode == 1, life.log
     if rank == 1:
         assert re.search(r"error: rank 1 on \S+ is stopped or gone: nothing for 2 s, last seen in", life.log)
@@ -832,7 +843,9 @@ def test_row_09_a_rank_that_is_stopped_is_named_and_ends_the_job(live, finish, w
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["raise", "SIGKILL", "SIGSTOP"])
-def test_row_09_the_launcher_ends_with_an_error_and_leaves_no_orphan(launched, finish, whole, tmp_path, what):
+def test_row_09_the_launcher_ends_with_an_error_and_leaves_no_orphan(
+    launched, finish, whole, tmp_path, observed, what
+):
     faults = [Fault(STEP, f"wait {tmp_path}/go", 5), Fault(STEP, what, 6, rank=1)]
     launch = launched("run", 2, *faults, flags=(*SYNCHRONOUS, "--watchdog_seconds", "4"))
     launch.wait_for(*(tmp_path / f"go-{rank}" for rank in range(2)))
@@ -840,6 +853,7 @@ def test_row_09_the_launcher_ends_with_an_error_and_leaves_no_orphan(launched, f
     started = time.monotonic()
     launch.wait(90)
     seconds = time.monotonic() - started
+    observed(f"{what} under torchrun: it ends after {seconds:.1f} s")
     log = launch.errors.read_text()
     assert launch.launcher.returncode != 0
     assert seconds < (20 if what != "SIGSTOP" else 60)  # torchrun waits 30 s before it kills
@@ -861,7 +875,7 @@ def test_row_09_the_launcher_ends_with_an_error_and_leaves_no_orphan(launched, f
 
 @pytest.mark.parametrize("in_background", [True, False])
 @pytest.mark.parametrize("saves", [40, pytest.param(500, marks=pytest.mark.slow)])
-def test_row_19_many_saves_leave_nothing_behind(live, tmp_path, saves, in_background):
+def test_row_19_many_saves_leave_nothing_behind(live, tmp_path, observed, saves, in_background):
     noted = tmp_path / "noted"
     flags = ("--max_train_steps", str(saves), "--checkpointing_steps", "1", "--eval_steps", str(saves))
     flags += ("--save_total_limit", "2", "--async_save", str(in_background).lower())
@@ -872,7 +886,12 @@ def test_row_19_many_saves_leave_nothing_behind(live, tmp_path, saves, in_backgr
     half = held[saves // 2 :]
     for name in ("descriptors", "threads"):
         assert len({row[name] for row in half}) == 1, (name, held)
-    # 1,500 saves came to 6 MB more than the first one, in the first 900 of them: pools of the allocator.
+    last, grown = half[-1], [(half[-1]["bytes"] - row["bytes"]) / 2**20 for row in (held[0], half[0])]
+    observed(
+        f"{saves} saves: {last['descriptors']} descriptors, {last['threads']} threads, {grown[0]:+.1f} MB, in the "
+        f"second half {grown[1]:+.1f} MB"
+    )
+    # What grows are the pools of the allocator, and not for ever.
     assert half[-1]["bytes"] - half[0]["bytes"] < 8 << 20, [row["bytes"] >> 10 for row in held]
     there = [path.name for path in (tmp_path / "run").glob("checkpoint-*")]
     assert sorted(there) == [f"checkpoint-{step:06d}" for step in (saves - 1, saves)]
@@ -1019,7 +1038,7 @@ def entries(cache: Path) -> list[str]:
 
 def test_row_13_two_jobs_one_of_two_ranks_build_an_empty_cache_once(live, whole, tmp_path):
     noted, cache = tmp_path / "noted", tmp_path / "cache"
-    options = {"prepare": partial(note_builds, noted, 0.5)}
+    options = {"prepare": partial(slow_down, BUILD, 0.5, noted)}
     lives = [
         live("one", "--cache_dir", str(cache), **options),
         live("two", "--cache_dir", str(cache), ranks=2, **options),

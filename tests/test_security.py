@@ -27,8 +27,8 @@ from stylegen import generate
 from stylegen.checkpoint import manifest
 from stylegen.config import GenerateArguments, TrainArguments, UsageError, parse_arguments, stay_local
 from stylegen.config.privacy import HUB_NAMES, TEXTS, TRACKED, for_trackers, redacted
-from stylegen.model import build_model, load_config, load_model, save_model, scratch_config
-from stylegen.tokenizer import load_tokenizer, train_tokenizer
+from stylegen.model import load_config, load_model, save_model, scratch_config
+from stylegen.tokenizer import load_tokenizer
 from stylegen.tracking import WANDB_SETTINGS
 from stylegen.trust import check_source
 
@@ -47,20 +47,10 @@ WANDB_KEY = "0123456789abcdef" * 2 + "01234567"
 LOADING = {"dtype": "float32"}
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    """A plain Transformers folder of a tiny model."""
-    tokenizer = train_tokenizer("char", [[make_text(50)]], 0, None, "none")
-    config = scratch_config("gpt2", None, {"n_layer": 1, "n_head": 1, "n_embd": 8}, block_size=32)
-    folder = tmp_path_factory.mktemp("made") / "tiny"
-    save_model(build_model(config, tokenizer, dtype="float32", attn_implementation=None), tokenizer, folder)
-    return folder
-
-
 @pytest.fixture
-def model(made, tmp_path) -> Path:
+def model(model_folder, tmp_path) -> Path:
     """A copy of it to spoil."""
-    return Path(shutil.copytree(made, tmp_path / "model"))
+    return Path(shutil.copytree(model_folder, tmp_path / "model"))
 
 
 def edit_json(path: Path, **values) -> None:
@@ -355,8 +345,8 @@ def test_a_gguf_file_of_the_working_directory_does_not_stand_in(model, tmp_path,
     check_source("somebody/model", "folder/y.gguf")
 
 
-def test_overrides_reach_no_private_part_of_a_configuration(made):
-    for name in (None, str(made)):
+def test_overrides_reach_no_private_part_of_a_configuration(model_folder):
+    for name in (None, str(model_folder)):
         with pytest.raises(UsageError, match="config_overrides names _attn_implementation_internal"):
             scratch_config(None if name else "gpt2", name, {"_attn_implementation_internal": "a/b"}, None)
 

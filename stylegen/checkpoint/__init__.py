@@ -22,7 +22,7 @@ from stylegen.checkpoint.manifest import (
     put_in_place,
     read_manifest,
     recover_folders,
-    settle_file,
+    settle_files,
     step_of,
     write_manifest,
 )
@@ -54,7 +54,7 @@ __all__ = [
     "put_in_place",
     "read_manifest",
     "recover_folders",
-    "settle_file",
+    "settle_files",
     "step_of",
     "write_manifest",
 ]

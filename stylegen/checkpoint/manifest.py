@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,11 @@ def settle_file(path: Path) -> dict[str, Any]:
     if describe_file(path) != written:
         raise OSError(f"{path} is not on the disk as it was written")
     return written
+
+
+def settle_files(folder: Path, paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """Settle files of a folder; returns what `write_manifest` takes, by their names in the folder."""
+    return {path.relative_to(folder).as_posix(): settle_file(path) for path in paths}
 
 
 def sync(path: Path, forget: bool = False) -> None:

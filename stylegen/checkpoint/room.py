@@ -9,7 +9,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from stylegen.checkpoint.manifest import files_in, settle_file, sync
+from stylegen.checkpoint.manifest import files_in, settle_files, sync
 from stylegen.checkpoint.save import is_disk_error, is_writer
 from stylegen.config import UsageError, first_line
 
@@ -41,8 +41,7 @@ def check_room(
         try:
             folder.mkdir(parents=True)
             write_small(folder)
-            for path in files_in(folder):
-                settle_file(path)
+            settle_files(folder, files_in(folder))
         except Exception as refusal:
             if not is_disk_error(refusal):
                 raise

@@ -28,14 +28,14 @@ from stylegen.checkpoint.manifest import (
     files_in,
     list_checkpoints,
     put_in_place,
-    settle_file,
+    settle_files,
     step_of,
     write_manifest,
 )
 from stylegen.config import first_line
 from stylegen.config.processes import local_world_size
 from stylegen.runtime import free_memory_bytes, logger, random_state
-from stylegen.sharding import holds_pieces, optimizer_state, whole_weights
+from stylegen.sharding import collected_weights, optimizer_state
 
 TEMPORARY = ".tmp"  # ends the name of what is being written or deleted
 Weights = dict[str, torch.Tensor]
@@ -115,7 +115,7 @@ class Saver:
             copies = self.in_background and self._has_room_for_a_copy()
             work = (
                 *self._share(model, optimizer, copies),
-                _whole_model(self.accelerator, model, self.writes, copies),
+                collected_weights(self.accelerator, model, self.writes, copies),
                 write_model,
             )
             if copies:
@@ -210,7 +210,7 @@ class Saver:
                 # A dot: what the library of another rank has not named yet.
                 others = ("optimizer-", "random-", ".")
                 mine += [path for path in files_in(folder) if not path.name.startswith(others)]
-            save.files = {path.relative_to(folder).as_posix(): settle_file(path) for path in mine}
+            save.files = settle_files(folder, mine)
 
     def _commit(self, save: _Save, rotating: bool) -> str | None:
         machine = self.accelerator.process_index // local_world_size() if self.each_node else 0
@@ -280,10 +280,8 @@ def rotate(run_dir: Path, keep: int | None, newest: Path) -> None:
     step = step_of(newest)
     kept = [path for path in paths if step_of(path) <= step]
     for path in [path for path in paths if step_of(path) > step] + kept[: -keep if keep else 0]:
-        leaving = path.with_name(path.name + TEMPORARY)
         try:
-            shutil.rmtree(leaving, ignore_errors=True)
-            os.rename(path, leaving)
+            _take_name(path)
         except OSError as error:
             logger.warning(f"warning: {path} is one too many, but cannot be deleted: {error}; it stays")
     clear_unfinished(run_dir)
@@ -296,17 +294,18 @@ def clear_unfinished(run_dir: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _whole_model(accelerator: Accelerator, model: nn.Module, keep: bool, copies: bool) -> Weights | None:
-    """A copy of the weights where one is wanted, or where no process has them whole; a collective."""
-    return whole_weights(accelerator, model, keep) if copies or holds_pieces(accelerator) else None
-
-
 def leave_behind(run_dir: Path, checkpoint: Path) -> None:
     """Take the names from a run's later checkpoints when it goes on from an earlier one; the next save deletes them."""
     for path in list_checkpoints(run_dir):
         if path.parent.resolve() == checkpoint.resolve().parent and step_of(path) > step_of(checkpoint):
-            shutil.rmtree(path.with_name(path.name + TEMPORARY), ignore_errors=True)
-            os.rename(path, path.with_name(path.name + TEMPORARY))
+            _take_name(path)
+
+
+def _take_name(path: Path) -> None:
+    """A checkpoint is none any more, and whoever deletes what is unfinished deletes it."""
+    leaving = path.with_name(path.name + TEMPORARY)
+    shutil.rmtree(leaving, ignore_errors=True)
+    os.rename(path, leaving)
 
 
 def is_disk_error(error: BaseException) -> bool:

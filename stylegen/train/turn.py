@@ -5,10 +5,9 @@ import shutil
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from accelerate.utils import gather_object
 
-from stylegen.checkpoint import files_in, is_disk_error, put_in_place, settle_file, write_manifest
+from stylegen.checkpoint import files_in, is_disk_error, put_in_place, settle_files, write_manifest
 from stylegen.config import first_line
 from stylegen.config.checks import deciding
 from stylegen.evaluate import evaluate, first_block_loss
@@ -16,7 +15,7 @@ from stylegen.export import BEST
 from stylegen.model import save_model
 from stylegen.runtime import code_fingerprint, cuts_weights, logger
 from stylegen.sampling import SamplingSettings, write_texts
-from stylegen.sharding import callable_inside, holds_pieces, whole_weights
+from stylegen.sharding import callable_inside, collected_weights
 from stylegen.train.state import Run, State, axes, sum_over_ranks
 
 SAMPLE_SEED = 0  # every sample of a run draws the same numbers, so that only the model makes the difference
@@ -50,17 +49,14 @@ def evaluate_model(run: Run, state: State) -> bool:
 def _keep_best(run: Run, values: dict[str, Any]) -> bool:
     """Put the model in the place of the best one, which stays if the disk will not have it. A collective."""
     best, temporary = run.directory / BEST, run.directory / f"{BEST}.tmp"
-    weights = _collected(run)
+    weights = collected_weights(run.accelerator, run.base_model, keep=run.writes)
     run.saver.wait()
     error = None
     if run.writes:
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             save_model(run.base_model, run.tokenizer, temporary, weights)
-            files = {
-                path.relative_to(temporary).as_posix(): settle_file(path) for path in files_in(temporary)
-            }
-            write_manifest(temporary, values, files)
+            write_manifest(temporary, values, settle_files(temporary, files_in(temporary)))
             put_in_place(temporary, best)
         except Exception as problem:
             if not is_disk_error(problem):
@@ -134,10 +130,3 @@ def save(run: Run, state: State) -> None:
         state.step, values, run.base_model, run.optimizer,
         lambda folder, weights: save_model(run.base_model, run.tokenizer, folder, weights),
     )  # fmt: skip
-
-
-def _collected(run: Run) -> dict[str, torch.Tensor] | None:
-    """The whole weights where they have to be collected, or None. A collective."""
-    if not holds_pieces(run.accelerator):
-        return None
-    return whole_weights(run.accelerator, run.base_model, keep=run.writes)
