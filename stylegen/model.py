@@ -15,7 +15,6 @@ from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
-    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -169,7 +168,6 @@ def load_model(
         del model.config.quantization_config
     # Where <|endoftext|> also pads, this would keep it from being learnt; padding itself never counts in our loss.
     model.get_input_embeddings().padding_idx = None
-    _repair_generation_config(model)
     return model
 
 
@@ -329,17 +327,6 @@ def _logits(
     """Without a cache and without an attention mask: only so are documents told apart by their positions."""
     positions = {} if position_ids is None else {"position_ids": position_ids}
     return model(input_ids=input_ids, use_cache=False, **positions).logits
-
-
-def _repair_generation_config(model: PreTrainedModel) -> None:
-    """Settings for writing that the library would refuse to save, as some models on the hub have: only ids are kept."""
-    config = model.generation_config
-    try:
-        if config is not None:
-            config.validate(strict=True)
-    except ValueError:
-        ids = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        model.generation_config = GenerationConfig(**ids)
 
 
 def _position_key(config) -> str | None:

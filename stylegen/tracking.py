@@ -4,6 +4,7 @@ Trackers are Accelerate's. A tracker that fails is left out with one warning; it
 the rows, the samples, and of the arguments those that `config.privacy` lists.
 """
 
+import atexit
 import json
 import logging
 import os
@@ -87,15 +88,17 @@ class Tracker:
         logger.info(message)
 
     def finish(self, outcome: str = FINISHED) -> None:
-        """Close everything; safe to call twice. wandb hears whether the run will go on.
+        """Close everything; safe to call twice. wandb hears how the run has ended, and whether it will go on.
 
-        A run that has failed is not waited for here: its error comes first, and wandb closes it as failed at the exit.
+        Of one that has failed it hears at the exit of the process: the error comes first, and other ranks may wait.
         """
         for tracker in list(self.trackers):
             if tracker.name != "wandb" or outcome == FINISHED:
                 self._guarded(tracker.name, tracker.finish)
             elif outcome == PREEMPTED:
                 self._guarded(tracker.name, _preempt, tracker)
+            else:
+                atexit.register(tracker.run.finish, exit_code=1)
         self.trackers = []
         if self.bar is not None:
             self.bar.close()

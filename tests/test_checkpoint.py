@@ -8,7 +8,10 @@ import pickle
 import random
 import re
 import shutil
+import threading
+import types
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +19,12 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from conftest import make_text
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stylegen.checkpoint import (
     Saver,
+    check_room,
     find_damage,
     leave_behind,
     list_checkpoints,
@@ -580,3 +585,77 @@ def test_a_kill_between_two_names_loses_neither(save, tmp_path, has_successor):
         path.rename(path.with_name("checkpoint-000004.old"))
     recover_folders(tmp_path / "run")
     assert names(tmp_path / "run") == ["checkpoint-000004"] and find_damage(path) is None
+
+
+def test_what_is_saved_is_the_state_of_its_step_whatever_the_training_does_meanwhile(
+    tmp_path, accelerator, model, tokenizer, monkeypatch
+):
+    optimizer = an_optimizer(model)
+    train_some(model, optimizer, 2)
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    moments = [state["exp_avg"].clone() for state in optimizer.state.values()]
+    goes_on, write = threading.Event(), save_file
+
+    def slow(*values):
+        assert goes_on.wait(30)
+        write(*values)
+
+    monkeypatch.setattr("stylegen.checkpoint.save.save_file", slow)
+    saver = Saver(tmp_path / "run", accelerator, in_background=True)
+    write_model = partial(save_model, model, tokenizer)
+    saver.begin(2, VALUES, model, optimizer, write_model)
+    assert not saver.is_ready()
+    train_some(model, optimizer, 3)
+    goes_on.set()
+    assert saver.finish() is None
+    loaded = load_model(str(tmp_path / "run/checkpoint-000002"), dtype="float32")
+    assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in weights.items())
+    again = accelerator.prepare(an_optimizer(loaded))
+    load_training_state(tmp_path / "run/checkpoint-000002", accelerator, loaded, again, seed=0)
+    kept = [state["exp_avg"] for state in again.optimizer.state.values()]
+    assert all(torch.equal(one, other) for one, other in zip(kept, moments, strict=True))
+
+
+# --- before the first step
+
+
+def nothing(folder: Path) -> None:
+    """The small files of a model, where they do not matter."""
+
+
+@pytest.mark.parametrize(("kept", "fits"), [(2, True), (3, False)])
+def test_a_disk_without_room_for_what_will_be_kept_is_refused(tmp_path, accelerator, monkeypatch, kept, fits):
+    """Of 10 MB, `kept` checkpoints of 3 MB, and the best model of 1 MB with its successor."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=10 << 20))
+    check = partial(check_room, tmp_path / "run", accelerator, 3 << 20, 1 << 20, kept, False, nothing)
+    if fits:
+        check()
+    else:
+        with pytest.raises(
+            UsageError, match=r"take 11.0 MB at a time, 10.0 MB are free; .*--save_total_limit"
+        ):
+            check()
+        (tmp_path / "run/checkpoint-000001").mkdir(parents=True)  # of a run that goes on: it will make room
+        (tmp_path / "run/checkpoint-000001/model.safetensors").write_bytes(bytes(3 << 20))
+        check()
+    assert not (tmp_path / "run/checkpoint-trial.tmp").exists()
+
+
+def test_a_tokenizer_that_cannot_be_written_is_found_before_the_first_step(tmp_path, accelerator):
+    """The library in Rust says so with an exception of its own."""
+
+    def write_small(folder: Path) -> None:
+        raise Exception("No space left on device (os error 28)")
+
+    with pytest.raises(UsageError, match=r"run cannot be used: No space left on device \(os error 28\)"):
+        check_room(tmp_path / "run", accelerator, 1, 1, 1, False, write_small)
+
+
+def test_there_is_no_copy_without_the_memory_for_it(tmp_path, accelerator, model, monkeypatch, caplog):
+    monkeypatch.setattr("stylegen.checkpoint.save.free_memory_bytes", lambda: 199)
+    seen = []
+    for size, has_copy in ((100, False), (99, True)):
+        saver = Saver(tmp_path / "run", accelerator, in_background=True, size=size)
+        saver.begin(4, VALUES, model, an_optimizer(model), lambda folder, weights: seen.append(weights))
+        assert saver.finish() is None
+        assert (seen[-1] is not None) == has_copy

@@ -224,3 +224,24 @@ def test_a_loss_that_is_no_number_is_not_the_best(train, monkeypatch):
 
     state = read_manifest(list_checkpoints(folder)[-1])["state"]
     assert (state["best_step"], state["best_loss"], state["stale_evaluations"]) == (1, 2.0, 2)
+
+
+def test_a_run_that_goes_on_from_an_earlier_step_leaves_the_later_ones(train, monkeypatch):
+    """Killed before its first save, it must not come back to them."""
+    from stylegen.checkpoint import list_checkpoints
+    from stylegen.train import run
+
+    flags = ("--checkpointing_steps", "2", "--save_total_limit", "5", "--lr_scheduler_type", "constant")
+    folder = train("run", *flags, "--max_train_steps", "6")
+    flags += ("--max_train_steps", "8")
+
+    def killed(*values):
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(run, "train_step", killed)
+        train("run", *flags, "--resume_from_checkpoint", str(folder / "checkpoint-000002"))
+    assert [path.name for path in list_checkpoints(folder)] == ["checkpoint-000002"]
+    train("run", *flags)
+    names = [path.name for path in list_checkpoints(folder)]
+    assert names == ["checkpoint-000002", "checkpoint-000004", "checkpoint-000006", "checkpoint-000008"]

@@ -15,6 +15,7 @@ from stylegen.config import UsageError
 from stylegen.runtime import (
     Watchdog,
     build_accelerator,
+    environment,
     max_memory_bytes,
     pick_device,
     process,
@@ -222,3 +223,23 @@ def test_the_watchdog_counts_from_when_it_is_armed():
     watchdog.arm()
     assert time.monotonic() - watchdog._since < 1
     watchdog.stop()
+
+
+# --- memory
+
+
+@pytest.mark.parametrize(("limit", "left"), [("5000", 3000), ("max", None), (None, None)])
+def test_free_memory_is_what_a_control_group_leaves(tmp_path, monkeypatch, limit, left):
+    """A scheduler's limit counts, which the memory of the machine does not show."""
+    group = tmp_path / "cgroup/job_7/step_0"
+    group.mkdir(parents=True)
+    if limit:  # of the job, around the step
+        (group.parent / "memory.max").write_text(limit + "\n")
+        (group.parent / "memory.current").write_text("2000\n")
+    own = tmp_path / "self"
+    own.write_text("0::/job_7/step_0\n")
+    places = {"/proc/self/cgroup": own, "/sys/fs/cgroup": tmp_path / "cgroup"}
+    monkeypatch.setattr(environment, "Path", lambda text: places[text])
+    assert list(environment._cgroup_memory()) == ([left] if left else [])
+    free = environment.free_memory_bytes()
+    assert free == left if left else free > 1 << 20

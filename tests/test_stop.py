@@ -167,7 +167,8 @@ import time
 from stylegen.stop import StopRequest
 stop = StopRequest()
 print("listens", flush=True)
-while stop.reason is None:
+until = time.monotonic() + 20
+while stop.reason is None and time.monotonic() < until:
     time.sleep(0.05)
 print(stop.reason, flush=True)
 """

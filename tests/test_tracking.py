@@ -167,6 +167,41 @@ def test_where_a_run_went_back_what_came_later_in_the_past_it_left_does_not_coun
     ]  # fmt: skip
 
 
+class FullDisk:
+    """A file on a disk with `room` bytes."""
+
+    name = "metrics.jsonl"
+
+    def __init__(self, room: int):
+        self.room, self.content = room, b""
+
+    def write(self, data: bytes) -> int:
+        if not self.room:
+            raise OSError(28, "No space left on device")
+        written = data[: self.room]
+        self.room, self.content = self.room - len(written), self.content + written
+        return len(written)
+
+    def close(self) -> None:
+        pass
+
+
+def test_rows_wait_while_the_disk_is_full_and_none_is_cut_or_doubled(tracker, caplog):
+    tracker.file = disk = FullDisk(room=10)
+    tracker.log(training_row(1))
+    tracker.log(training_row(2))
+    disk.room = 10_000
+    tracker.log(training_row(3))
+    assert [json.loads(line) for line in disk.content.splitlines()] == [training_row(n) for n in (1, 2, 3)]
+    disk.room = 0
+    tracker.log(training_row(4))
+    tracker.finish()
+    warnings = [message for message in caplog.messages if message.startswith("warning: ")]
+    kept = "cannot be written ([Errno 28] No space left on device); its rows are kept until it can"
+    lost = "could not be written: its last 1 rows are lost"
+    assert warnings == [f"warning: metrics.jsonl {words}" for words in (kept, kept, lost)]
+
+
 # --- what the user sees
 
 
@@ -408,3 +443,15 @@ def test_tensorboard_has_the_samples_as_text(tracked):
     assert [event.step for event in shown] == [3, 4, 6]
     last = (tracked[0] / "samples" / "step-000006.txt").read_text(encoding="utf-8").split("\n", 1)[1]
     assert shown[-1].tensor_proto.string_val[0].decode() == last.removesuffix("\n")
+
+
+def test_wandb_has_a_run_that_failed_as_failed(command, text_file, tmp_path):
+    """Nobody tells it: it looks at the exit code of the process, once the error is printed."""
+    result = command(
+        "run_clm.py", "--train_file", str(text_file), *TINY, "--mixed_precision", "no", "--max_train_steps", "20",
+        "--learning_rate", "1e30", "--max_grad_norm", "0", "--max_skipped_steps", "0", "--report_to", "wandb",
+        "--eval_on_start", "false", "--output_dir", "out", environment={"WANDB_DIR": str(tmp_path)},
+    )  # fmt: skip
+    assert result.returncode == 1 and "error: 1 step in a row" in result.stderr
+    (records,) = offline_runs(tmp_path / "wandb")
+    assert [record.exit.exit_code for record in records if record.HasField("exit")] == [1]
