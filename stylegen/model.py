@@ -21,6 +21,7 @@ from transformers import (
 
 from stylegen.config import TrainArguments, UsageError, first_line
 from stylegen.config.checks import POSITION_KEYS, positions_of
+from stylegen.lora import has_adapter, save_adapter
 from stylegen.tokenizer import num_ids
 from stylegen.trust import check_source, forget_code
 
@@ -125,6 +126,10 @@ def load_config(name_or_path: str, revision: str | None = None, gguf_file: str |
             f"give a folder with config.json and weights, or a hub id"
         ) from error
     forget_code(config)
+    if gguf_file and hasattr(
+        config, "n_ctx"
+    ):  # Transformers reads the positions of a GPT-2 there under an old name
+        config.n_positions = config.n_ctx
     return config
 
 
@@ -145,8 +150,11 @@ def load_model(
         "dtype": getattr(torch, dtype),
         "attn_implementation": attn_implementation,
         "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # they are reported, and refused below
         **_gguf(gguf_file),
     }
+    if gguf_file:
+        options["config"] = load_config(name_or_path, revision, gguf_file)
     loaded: Any
     try:
         loaded = AutoModelForCausalLM.from_pretrained(name_or_path, **options)
@@ -162,6 +170,11 @@ def load_model(
     if missing := report["missing_keys"]:  # transformers would fill them with random numbers
         raise UsageError(
             f"no model in {name_or_path}: it lacks {len(missing)} tensors, such as {min(missing)}"
+        )
+    if wrong := sorted(report["mismatched_keys"]):
+        name, there, wanted = wrong[0]
+        raise UsageError(
+            f"no model in {name_or_path}: its {name} is {[*there]}, by its configuration {[*wanted]}"
         )
     if gguf_file:  # the weights are plain ones now
         model.hf_quantizer = None
@@ -252,11 +265,15 @@ def save_model(
 ) -> None:
     """Write a plain Transformers folder: config.json, model.safetensors, tokenizer.json and their like.
 
+    Of a model with an adapter: adapter_config.json and adapter_model.safetensors in place of the first two.
+
     weights  whole fp32 weights by name where the model itself holds pieces of them; tied ones once
     """
     # Who calls this writes; Transformers would let the first rank alone, and each machine may keep a copy.
     model.should_save_on_this_rank = lambda is_main_process: True  # type: ignore[method-assign]
-    if weights is None:
+    if has_adapter(model):
+        save_adapter(model, folder, weights)
+    elif weights is None:
         model.save_pretrained(str(folder))
     else:
         written, trains = next(iter(weights.values())).dtype, model.config.dtype
@@ -319,6 +336,11 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 def num_parameters(model: nn.Module) -> int:
     """Parameters, tied ones counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def num_trained(model: nn.Module) -> int:
+    """Parameters that are trained: fewer where an adapter is."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def _logits(

@@ -20,6 +20,7 @@ from stylegen.config import UsageError, run_command
 from stylegen.figures import best_evaluation, draw_comparison, draw_figures, training_loss_between
 from stylegen.tracking import read_metrics
 
+COPIED = 0.01  # rise of the share of copied 8-grams that is no chance in the few texts of an evaluation
 TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("stylegen"),
     autoescape=jinja2.select_autoescape(["html.j2"]),
@@ -67,11 +68,57 @@ def summarize(run_dir: Path) -> str:
                 f"{name:10}{row['train/global_step']:>8}{row['train/epoch']:>8.2f}{row['eval/loss']:>10.4f}"
                 f"{row['eval/accuracy']:>10.2%}{row['eval/perplexity']:>12.2f}{row['eval/bits_per_byte']:>11.4f}"
             )
+    lines += values["style"]
     if values["got_worse"]:
         lines.append(
             "no evaluation after training was better than the one before it; try a lower --learning_rate"
         )
     return "\n".join(lines)
+
+
+def style_in_words(rows: list[dict[str, Any]]) -> list[str]:
+    """How near the author's style the last texts are, and since when the model learns the text by heart."""
+    measured = [row for row in rows if "style/copy_rate" in row]
+    if not measured:
+        return []
+    last = measured[-1]
+    words = [f"style at step {last['train/global_step']}:"]
+    if "style/distance" in last:
+        words.append(
+            f"distance {last['style/distance']:.2f} ({last['style/distance_low']:.2f} to "
+            f"{last['style/distance_high']:.2f}; the author's unseen pages have 1),"
+        )
+    author = last.get("style/copy_rate_validation", 0.0)
+    words.append(
+        f"{last['style/copy_rate']:.2%} of its 8-grams stand in the training text (of unseen pages {author:.2%}), the "
+        f"longest run has {last['style/longest_copy']:.0f} words"
+    )
+    return [" ".join(words), *_memorizing(rows, measured, author)]
+
+
+def _memorizing(rows: list[dict[str, Any]], measured: list[dict[str, Any]], author: float) -> list[str]:
+    """Both signs together: the validation loss has turned up, and more is copied than the author himself repeats."""
+    best = best_evaluation(rows)
+    if best is None:
+        return []
+    step = best["train/global_step"]
+    worse = {
+        row["train/global_step"]: row["eval/loss"]
+        for row in rows
+        if "eval/loss" in row and row["train/global_step"] > step and row["eval/loss"] > best["eval/loss"]
+    }
+    before = max(
+        [row["style/copy_rate"] for row in measured if row["train/global_step"] <= step], default=0.0
+    )
+    for row in measured:
+        number, copied = row["train/global_step"], row["style/copy_rate"]
+        if number in worse and copied > max(before, author) + COPIED:
+            return [
+                f"memorising since step {number}: the validation loss has turned up from {best['eval/loss']:.4f} (step "
+                f"{step}) to {worse[number]:.4f}, and {copied:.2%} of the 8-grams are copied, {before:.2%} before; the "
+                f"model kept is that of step {step}"
+            ]
+    return []
 
 
 def compare_runs(run_dirs: list[Path]) -> Path:
@@ -132,6 +179,7 @@ def _page_values(run_dir: Path, rows: list[dict[str, Any]], settings: dict[str, 
         "start": start,
         "best": best,
         "last": evaluations[-1] if evaluations and evaluations[-1] is not start else None,
+        "style": style_in_words(rows),
         "got_worse": bool(start and best and best["eval/loss"] > start["eval/loss"]),
         "sample": sample,
         "fence": "`" * (1 + max(map(len, re.findall("`+", f"``{sample}")))),  # longer than any run in it

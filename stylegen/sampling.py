@@ -2,7 +2,8 @@
 
 Every text has its own stream of random numbers, a function of (seed, its number, token), so it does not depend on
 what else is in the batch, and drawing leaves torch's global generator alone. Beyond the model's context a window
-slides: the last half of the context is kept and writing goes on.
+slides: the last half of the context is kept and writing goes on. Stop strings and bad words are looked for in the
+text and not in the tokens, of which many sequences spell the same text.
 """
 
 import logging
@@ -15,12 +16,15 @@ from transformers.generation import (
     LogitsProcessor,
     LogitsProcessorList,
     MinPLogitsWarper,
+    StoppingCriteria,
+    StoppingCriteriaList,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 from transformers.generation.streamers import BaseStreamer
 
+from stylegen.config import UsageError
 from stylegen.model import context_length
 from stylegen.tokenizer import BYTE_TOKEN
 
@@ -38,6 +42,8 @@ class SamplingSettings:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     num_beams: int = 1
+    stop: Sequence[str] = ()
+    bad_words: Sequence[str] = ()
     seed: int = 0
 
 
@@ -76,7 +82,8 @@ def write_texts(
     if settings.num_beams > 1:
         jobs = [(prompt, 0) for prompt in prompts]
     was_training, own = model.training, model.generation_config
-    model.generation_config = GenerationConfig()  # transformers fills open values from the model's
+    # Transformers fills open values from the model's. Of its own only what it must never write stays.
+    model.generation_config = GenerationConfig(suppress_tokens=own.suppress_tokens)
     model.eval()
     try:
         for start in range(0, len(jobs), batch_size):
@@ -91,7 +98,7 @@ def write_texts(
             ]
             _write(model, tokenizer, rows, settings, on_text, together)
             yield from (
-                (prompt, _continuation(tokenizer, row.ids[: row.prompt_length], row.new_ids))
+                (prompt, _before_stop(_row_text(tokenizer, row), settings.stop))
                 for (prompt, _), row in zip(batch, rows, strict=True)
             )
     finally:
@@ -134,7 +141,7 @@ def _write(model, tokenizer, rows: list[_Row], settings: SamplingSettings, on_te
     """Write all rows to their end: each turn fills the model's context, then the window slides."""
     window = context_length(model)
     written = 0
-    streamer = _Streamer(tokenizer, on_text, rows[0].ids[:]) if on_text else None
+    streamer = _Streamer(tokenizer, on_text, rows[0].ids[:], settings.stop) if on_text else None
     while written < settings.max_new_tokens and (active := [row for row in rows if not row.finished]):
         count = settings.max_new_tokens - written
         if window is not None:  # each row slides on its own, whatever stands beside it
@@ -145,16 +152,26 @@ def _write(model, tokenizer, rows: list[_Row], settings: SamplingSettings, on_te
         inputs, mask = _left_padded(
             [row.ids[-row.visible :] for row in active], tokenizer.pad_token_id, model.device
         )
-        draws = torch.stack([row.draws[written : written + count] for row in active])
+        start = inputs.shape[1]
+        choice = _drawing(
+            settings, torch.stack([row.draws[written : written + count] for row in active]), start
+        )
+        if settings.bad_words:
+            choice = LogitsProcessorList(
+                [_WithoutBadWords(settings.bad_words, choice, tokenizer, active, start)]
+            )
         output = model.generate(
             inputs=inputs,
             attention_mask=mask,
             generation_config=_generation_config(tokenizer, settings, count),
-            logits_processor=_drawing(settings, draws, inputs.shape[1]),
+            logits_processor=choice,
+            stopping_criteria=StoppingCriteriaList(
+                [_AtStopString(settings.stop, tokenizer, active, start)] if settings.stop else []
+            ),
             streamer=streamer,
             synced_gpus=together,
         )
-        for row, ids in zip(active, output[:, inputs.shape[1] :].tolist(), strict=True):
+        for row, ids in zip(active, output[:, start:].tolist(), strict=True):
             if tokenizer.eos_token_id in ids:
                 ids = ids[: ids.index(tokenizer.eos_token_id)]
                 row.finished = True
@@ -229,11 +246,14 @@ class _Draw(LogitsProcessor):
 
     def __init__(self, draws: torch.Tensor, start: int):
         self.draws, self.start = draws, start  # draws (B, steps) in [0, 1); `start` columns came before
+        self.rest = draws[:, :1]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        cumulative = scores.float().softmax(-1).cumsum(-1)
+        probabilities = scores.float().softmax(-1)
+        cumulative = probabilities.cumsum(-1)
         numbers = self.draws[:, input_ids.shape[1] - self.start, None].to(scores.device, torch.float32)
-        drawn = torch.searchsorted(cumulative, numbers * cumulative[:, -1:], right=True)
+        places = numbers * cumulative[:, -1:]
+        drawn = torch.searchsorted(cumulative, places, right=True)
         # Rounding can push the number onto the total: the last token with any probability is meant then.
         last = (
             (scores > -torch.inf)
@@ -241,14 +261,73 @@ class _Draw(LogitsProcessor):
             .mul(torch.arange(scores.shape[-1], device=scores.device))
             .amax(-1, True)
         )
-        return torch.full_like(scores, -torch.inf).scatter_(-1, torch.minimum(drawn, last), 0.0)
+        drawn = torch.minimum(drawn, last)
+        # Where in the token's share the number fell, 0 to 1: evenly spread again, for a second draw.
+        share = probabilities.gather(-1, drawn)
+        self.rest = ((places - cumulative.gather(-1, drawn) + share) / share).clamp(0, 1)
+        return torch.full_like(scores, -torch.inf).scatter_(-1, drawn, 0.0)
+
+
+class _WithoutBadWords(LogitsProcessor):
+    """Takes tokens away that would complete a bad word, as long as one of them is chosen; then the next is chosen.
+
+    Without top-k and the like, tokens follow the model's distribution over those that are left: what was drawn in
+    vain is drawn again with what is left of its number.
+    """
+
+    def __init__(self, words, choice, tokenizer, rows: list[_Row], start: int):
+        self.words, self.choice, self.tokenizer, self.rows, self.start = words, choice, tokenizer, rows, start
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores, step = scores.clone(), input_ids.shape[1] - self.start
+        texts: dict[int, tuple[list[int], str]] = {}
+        for i, row in enumerate(self.rows):
+            new = input_ids[i, self.start :].tolist()
+            if not row.finished and self.tokenizer.eos_token_id not in new:
+                texts[i] = (ids := [*row.ids, *new]), _decode(self.tokenizer, ids)
+        while True:
+            chosen = self.choice(input_ids, scores)
+            tokens = chosen.argmax(-1).tolist()
+            bad = [i for i, (ids, text) in texts.items() if self._completes(text, [*ids, tokens[i]])]
+            if not bad:
+                return chosen
+            for i in bad:
+                scores[i, tokens[i]] = -torch.inf
+                if not (scores[i] > -torch.inf).any():
+                    raise UsageError("bad_words leave the model no token to write; leave some out")
+                if self.choice and isinstance(draw := self.choice[-1], _Draw):
+                    draw.draws[i, step] = draw.rest[i, 0]
+            texts = {i: texts[i] for i in bad}
+
+    def _completes(self, before: str, ids: list[int]) -> bool:
+        """Whether a bad word ends in what the last of `ids` adds to the text `before`."""
+        after = _decode(self.tokenizer, ids)
+        pairs = enumerate(zip(before, after, strict=False))
+        old = next((place for place, (one, other) in pairs if one != other), min(len(before), len(after)))
+        return any(after.find(word, max(old - len(word) + 1, 0)) >= 0 for word in self.words)
+
+
+class _AtStopString(StoppingCriteria):
+    """Ends each row as soon as a stop string is in its text."""
+
+    def __init__(self, stop: Sequence[str], tokenizer, rows: list[_Row], start: int):
+        self.stop, self.tokenizer, self.rows, self.start = stop, tokenizer, rows, start
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_) -> torch.Tensor:
+        for row, ids in zip(self.rows, input_ids[:, self.start :].tolist(), strict=True):
+            if not row.finished:
+                text = _row_text(self.tokenizer, row, ids)
+                row.finished = any(string in text for string in self.stop)
+        return torch.tensor([row.finished for row in self.rows], device=input_ids.device)
 
 
 class _Streamer(BaseStreamer):
-    """Hands on text as soon as its bytes are complete; one row only."""
+    """Hands on text as soon as its bytes are complete and it cannot begin a stop string; one row only."""
 
-    def __init__(self, tokenizer, on_text: Callable[[str], None], prompt_ids: Sequence[int]):
-        self.prompt_ids = prompt_ids
+    def __init__(
+        self, tokenizer, on_text: Callable[[str], None], prompt_ids: Sequence[int], stop: Sequence[str]
+    ):
+        self.prompt_ids, self.stop = prompt_ids, stop
         self.tokenizer, self.on_text = tokenizer, on_text
         self.ids: list[int] = []
         self.shown = 0
@@ -263,18 +342,30 @@ class _Streamer(BaseStreamer):
         # A byte may be the first of a character, and what a run of bytes means is known at its end.
         is_byte = self.ids and BYTE_TOKEN.fullmatch(str(self.tokenizer.convert_ids_to_tokens(self.ids[-1])))
         if not is_byte and not text.endswith("�"):
-            self._show(text)
+            text = _before_stop(text, self.stop)
+            starts = (string[:length] for string in self.stop for length in range(1, len(string)))
+            held = max((len(start) for start in starts if text.endswith(start)), default=0)
+            self._show(text[: len(text) - held])
 
     def end(self) -> None:
         self.at_prompt = True
 
     def flush(self) -> None:
-        self._show(_continuation(self.tokenizer, self.prompt_ids, self.ids))
+        self._show(_before_stop(_continuation(self.tokenizer, self.prompt_ids, self.ids), self.stop))
 
     def _show(self, text: str) -> None:
         if len(text) > self.shown:
             self.on_text(text[self.shown :])
             self.shown = len(text)
+
+
+def _before_stop(text: str, stop: Sequence[str]) -> str:
+    return text[: min((at for string in stop if (at := text.find(string)) >= 0), default=len(text))]
+
+
+def _row_text(tokenizer: PreTrainedTokenizerFast, row: _Row, ids: Sequence[int] = ()) -> str:
+    """What was written in a row, with `ids` after it."""
+    return _continuation(tokenizer, row.ids[: row.prompt_length], [*row.new_ids, *ids])
 
 
 def _continuation(tokenizer: PreTrainedTokenizerFast, before: Sequence[int], ids: Sequence[int]) -> str:

@@ -15,6 +15,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from stylegen.lora import has_adapter, saved_parameters
 from stylegen.optim import torch_optimizers
 from stylegen.runtime import cuts_weights, zero_stage
 
@@ -76,16 +77,21 @@ def whole_norm(norm: Any) -> float:
 def whole_weights(accelerator: Accelerator, model: nn.Module, keep: bool) -> dict[str, torch.Tensor]:
     """Weights and persistent buffers by name, on the CPU, tied ones once; empty on ranks that do not `keep` them.
 
+    Of a model with an adapter only those of the adapter.
+
     Under DeepSpeed in bf16 or fp16 these are the fp32 master weights.
     """
     weights = {}
     saved = _settled_names(accelerator, model)
-    for name, parameter in model.named_parameters():
+    for name, parameter in saved_parameters(model):
         whole = _whole_weight(accelerator, parameter)
         if keep:
             weights[name] = whole.detach().to("cpu", copy=True)
-    buffers = {name: buffer.to("cpu", copy=True) for name, buffer in model.named_buffers() if name in saved}
-    return weights | buffers if keep else {}
+    if has_adapter(model) or not keep:
+        return weights
+    return weights | {
+        name: buffer.to("cpu", copy=True) for name, buffer in model.named_buffers() if name in saved
+    }
 
 
 @torch.no_grad()

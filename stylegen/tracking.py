@@ -22,6 +22,7 @@ from stylegen.config.privacy import for_trackers, redacted
 
 logger = logging.getLogger("stylegen")
 AXIS = "train/global_step"
+KINDS = ("train", "eval", "style")  # of rows, in the order in which they come in a step
 FINISHED, PREEMPTED, FAILED = "finished", "preempted", "failed"  # how a run ends
 # By itself wandb records the command line, the path and the code of the program, the repository's address and changes,
 # and all that is printed. An upload that never ends would keep a finished run from ending.
@@ -185,10 +186,10 @@ class Tracker:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl by step, the later one where a step was done again after a kill.
 
-    Lines that do not parse (the last one of a killed run) are left out. Training and evaluation rows of one
-    step are different rows.
+    Lines that do not parse (the last one of a killed run) are left out. What one step has of training, evaluation and
+    style are different rows.
     """
-    rows: dict[tuple[bool, int], dict[str, Any]] = {}
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
     last = 0
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -198,8 +199,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         if row[AXIS] < last:  # a run that went on from before: what came later was left
             rows = {key: value for key, value in rows.items() if key[1] <= row[AXIS]}
         last = row[AXIS]
-        rows[("eval/loss" in row, last)] = row
-    return sorted(rows.values(), key=lambda row: (row[AXIS], "eval/loss" in row))
+        rows[(_kind(row), last)] = row
+    return [rows[key] for key in sorted(rows, key=lambda key: (key[1], KINDS.index(key[0])))]
+
+
+def _kind(row: dict[str, Any]) -> str:
+    """What a row is about: "train", "eval" or "style"."""
+    return next((kind for kind in KINDS[1:] if any(name.startswith(f"{kind}/") for name in row)), KINDS[0])
 
 
 def _open_for_append(path: Path) -> BinaryIO:

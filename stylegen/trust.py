@@ -7,11 +7,12 @@ elsewhere on this machine. `check_source` comes before every `from_pretrained`. 
 
 import json
 import os
-from collections.abc import Iterator
+import pickle
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
-from stylegen.config import UsageError
+from stylegen.config import UsageError, first_line
 
 # Whatever their value, no honest folder needs these here: code on the hub, or a kernel past the check of its name.
 REFUSED_KEYS = ("auto_map", "_attn_implementation_internal", "_experts_implementation_internal")
@@ -28,8 +29,11 @@ READ = (
 )  # fmt: skip
 
 
-def check_source(name_or_path: str | Path, gguf_file: str | None = None) -> None:
-    """Raise UsageError if a folder of a model or tokenizer is not only data; a name on the hub passes."""
+def check_source(name_or_path: str | Path, gguf_file: str | None = None, *, adapter: bool = False) -> None:
+    """Raise UsageError if a folder of a model or tokenizer is not only data; a name on the hub passes.
+
+    adapter  it may be one: what it names as its base is not followed by a library
+    """
     folder = Path(name_or_path)
     if folder.is_file():
         raise UsageError(f"{folder} is a file; give the folder that it lies in")
@@ -38,18 +42,45 @@ def check_source(name_or_path: str | Path, gguf_file: str | None = None) -> None
     if not folder.is_dir():
         return
     # It names another model, which would be loaded in its place.
-    if (folder / "adapter_config.json").exists():
-        raise UsageError(f"{folder} holds an adapter; merge it into its base model, and give the result")
+    if not adapter and (folder / "adapter_config.json").exists():
+        raise UsageError(
+            f"{folder} holds an adapter; merge it into its base model with python -m stylegen.export, and give the "
+            f"result"
+        )
     if any(folder.glob("shard-*-model-*.safetensors")):  # another reader, which does not say what is missing
         raise UsageError(
             f"no model in {folder}: it holds pieces of a distributed checkpoint; consolidate it first"
         )
-    for pattern in READ:
-        for path in folder.glob(pattern):
-            _check_link(path, folder)
+    check_files(folder, (path for pattern in READ for path in folder.glob(pattern)))
     for pattern in CONFIGS:
         for path in filter(Path.is_file, folder.glob(pattern)):
             _check_values(path)
+
+
+def check_files(folder: Path, paths: Iterable[Path]) -> None:
+    """Raise UsageError if one of the files does not lie in `folder` itself, links followed."""
+    for path in paths:
+        _check_link(path, folder)
+
+
+def unpickle(path: Path, allowed: dict[str, Any]) -> Any:
+    """The content of a pickle that may name nothing but `allowed`, {module.name: what stands for it}; imports nothing.
+
+    Raises UsageError for any other one, and for what is no pickle.
+    """
+
+    class Reader(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            try:
+                return allowed[f"{module}.{name}"]
+            except KeyError:
+                raise pickle.UnpicklingError(f"it names {module}.{name}, which could run code") from None
+
+    try:
+        with open(path, "rb") as file:
+            return Reader(file).load()
+    except Exception as error:  # whatever bytes that are no pickle make of it
+        raise UsageError(f"{path} is not read: {first_line(error)}; use another checkpoint") from error
 
 
 def forget_code(config: Any) -> None:

@@ -32,6 +32,8 @@ TINY = (
     "32",
     "--train_tokenizer",
     "char",
+    "--style_steps",
+    "never",
 )
 ACCELERATE = str(Path(sys.executable).parent / "accelerate")
 EXACT = ("--mixed_precision", "no", "--logging_steps", "1")
@@ -102,6 +104,8 @@ def train(tmp_path: Path, text_file: Path, monkeypatch):
             else ("--train_file", str(text_file))
         )
         defaults = ("--mixed_precision", "no") if "--mixed_precision" not in flags else ()
+        if not tiny and "--style_steps" not in flags:
+            defaults += ("--style_steps", "never")
         folder = tmp_path / name
         assert main([*data, *(TINY if tiny else ()), *defaults, "--output_dir", str(folder), *flags]) == code
         return folder
@@ -136,6 +140,7 @@ def start(tmp_path, text_file):
         script: Path = ROOT / "run_clm.py",
         options: tuple = (),
         prefix: tuple = (),
+        tiny: bool = True,
         **variables,
     ):
         command = [*prefix, ACCELERATE, "launch", "--config_file", f"configs/accelerate/{config}.yaml"]
@@ -146,7 +151,7 @@ def start(tmp_path, text_file):
             str(script),
             "--train_file",
             str(text_file),
-            *TINY,
+            *(TINY if tiny else ()),
             *EXACT,
         ]
         command += ["--cache_dir", str(tmp_path / "cache")]

@@ -128,7 +128,7 @@ def test_checkpoints_and_missing_models(run_clm_style, command, tmp_path):
     (tmp_path / "empty").mkdir()
     result = command("generate.py", "./empty")
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith("error: ./empty holds no model; looked for config.json")
+    assert result.stderr.startswith("error: empty holds no model; looked for: run directory, ")
 
 
 def test_report_command_writes_the_pages_again(run_clm_style, tmp_path):

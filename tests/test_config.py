@@ -11,7 +11,9 @@ import yaml
 from conftest import ROOT
 
 from stylegen.config import (
+    ExportArguments,
     GenerateArguments,
+    StyleArguments,
     TrainArguments,
     UsageError,
     check_arguments,
@@ -21,6 +23,7 @@ from stylegen.config import (
     run_command,
 )
 from stylegen.config.retired import RETIRED
+from stylegen.generate.plan import DECIDING
 
 PRESETS = sorted((ROOT / "configs").glob("*.yaml"))
 
@@ -32,7 +35,7 @@ def parse(*argv: str) -> TrainArguments:
 
 
 def parse_writing(*argv: str) -> GenerateArguments:
-    arguments = parse_arguments(GenerateArguments, argv, positional="checkpoint", usage="")
+    arguments = parse_arguments(GenerateArguments, argv, positional="checkpoints", usage="")
     check_arguments(arguments)
     return arguments
 
@@ -61,9 +64,13 @@ def test_every_field_is_read_somewhere():
         )
         + (ROOT / "stylegen/config/checks.py").read_text()
     )
-    for cls in (TrainArguments, GenerateArguments):
-        unread = [f.name for f in dataclasses.fields(cls) if not re.search(rf"arguments\.{f.name}\b", code)]
-        assert [name for name in unread if name not in ("debug", "overwrite_cache")] == []
+    for cls in (TrainArguments, GenerateArguments, ExportArguments, StyleArguments):
+        unread = [
+            f.name for f in dataclasses.fields(cls) if not re.search(rf"(arguments|source)\.{f.name}\b", code)
+        ]
+        # Those of DECIDING are read by their names, into every row; two through properties of fields.py.
+        elsewhere = ("debug", "overwrite_cache", "num_return_sequences", "temperature", *DECIDING)
+        assert [name for name in unread if name not in elsewhere] == []
     # `--debug` is looked for in the raw command line, since it must work when that does not parse.
     assert '"--debug" in arguments' in (ROOT / "stylegen/config/errors.py").read_text()
 

@@ -7,6 +7,7 @@ whose next token is known (`chain`) or whose distribution is the same everywhere
 import logging
 import random
 import string
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from conftest import make_text
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from stylegen.config import UsageError
 from stylegen.model import build_model, scratch_config
 from stylegen.sampling import (
     SamplingSettings,
@@ -235,23 +237,25 @@ def test_greedy_equals_transformers(model, tokenizer):
         {"max_length": 9},
         {"no_repeat_ngram_size": 1},
         {"min_new_tokens": 20},
-        {"suppress_tokens": "the token it would write"},
     ],
     ids=lambda option: next(iter(option)),
 )
 def test_the_models_own_generation_config_changes_nothing(tokenizer, option):
-    """A folder's generation_config.json may ask for anything; the settings are all that counts."""
+    """A folder's generation_config.json may ask for anything; the settings are all that counts.
+
+    But for tokens that are never to be written: a model without an end of text could else write one.
+    """
     a, b, end = *ids_of(tokenizer, "ab"), tokenizer.eos_token_id
     model = chain(tokenizer, {a: b, b: b, end: a})
-    if "suppress_tokens" in option:
-        option = {"suppress_tokens": [b]}
     settings = SamplingSettings(max_new_tokens=12, temperature=0.0)
     model.generation_config.update(**option)
     assert continuations(model, tokenizer, ["a"], settings) == ["b" * 12]
     ending = chain(tokenizer, {a: b, b: end, end: a})
     ending.generation_config = model.generation_config
-    if "suppress_tokens" not in option:
-        assert continuations(ending, tokenizer, ["a"], settings) == ["b"]
+    assert continuations(ending, tokenizer, ["a"], settings) == ["b"]
+    ending.generation_config.suppress_tokens = [end]
+    (goes_on,) = continuations(ending, tokenizer, ["a"], settings)
+    assert goes_on.startswith("b") and len(goes_on) > 1
 
 
 @pytest.mark.parametrize("num_return_sequences", [1, 3])
@@ -461,6 +465,111 @@ def test_the_space_before_the_first_new_word_is_kept():
     model = chain(words, {1: 2, 2: 1})
     pairs = write_texts(model, words, ["the"], SamplingSettings(max_new_tokens=3, temperature=0.0))
     assert [prompt + text for prompt, text in pairs] == ["the king the king"]
+
+
+# --- stop strings and bad words
+
+
+def test_a_text_ends_before_the_first_stop_string_and_is_not_written_further(tokenizer):
+    model = chain(tokenizer, circle(ids_of(tokenizer, "abcdefg")))
+    calls = []
+    hook = model.register_forward_hook(lambda *_: calls.append(1))
+    settings = SamplingSettings(max_new_tokens=100, stop=["fga", "efga", "xyz"])
+    assert continuations(model, tokenizer, ["a", "e", "ef"], settings) == ["bcd", "", "gabcd"]
+    hook.remove()
+    assert len(calls) == 9  # what the longest of them needs
+
+
+def test_a_stop_string_may_lie_over_a_window_slide_but_not_in_the_prompt(tokenizer):
+    model = chain(tokenizer, circle(ids_of(tokenizer, "abcdefg")), positions=4)
+    settings = SamplingSettings(max_new_tokens=50, stop=["gabcdefgabc"])
+    assert continuations(model, tokenizer, ["abcdefgabcdefgabcde"], settings) == ["f"]
+
+
+@pytest.mark.parametrize("kind", ["byte", "char"])
+def test_a_stop_string_is_found_in_the_text_whatever_its_tokens(kind, request):
+    tokenizer = request.getfixturevalue(f"{kind}_tokenizer")
+    model = chain(tokenizer, circle(ids_of(tokenizer, "a漢字ø")))
+    pieces, text = streamed(
+        model, tokenizer, "a漢字ø", SamplingSettings(max_new_tokens=90, stop=["字øa漢字"])
+    )
+    assert text == "".join(pieces) == "a漢"
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_nothing_is_streamed_that_a_stop_string_takes_back(tokenizer, seed):
+    model = urn(tokenizer, dict.fromkeys(ids_of(tokenizer, "ab"), 0.0))
+    stop = ["abaab", "bbbb", "aabaaa"]
+    settings = SamplingSettings(max_new_tokens=60, temperature=1.0, seed=seed)
+    (whole,) = continuations(model, tokenizer, [""], settings)
+    pieces, text = streamed(model, tokenizer, "", replace(settings, stop=stop))
+    first = min((whole.find(string) + len(string) for string in stop if string in whole), default=len(whole))
+    expected = min((at for string in stop if (at := whole[:first].find(string)) >= 0), default=len(whole))
+    assert "".join(pieces) == text == whole[:expected]
+    assert continuations(model, tokenizer, ["", ""], replace(settings, stop=stop))[0] == text
+
+
+def test_bad_words_are_never_written(model, tokenizer):
+    settings = SamplingSettings(max_new_tokens=45, temperature=1.0)
+    free = continuations(model, tokenizer, PROMPTS, settings, num_return_sequences=3)
+    words = sorted({text[at : at + 2] for text in free if len(text) > 10 for at in (5, len(text) - 3)})
+    bound = continuations(
+        model, tokenizer, PROMPTS, replace(settings, bad_words=words), num_return_sequences=3
+    )
+    assert [word for word in words for text in bound if word in text] == []
+    # Up to the first of them the texts are as they were.
+    same = [min((text.find(word) + 1 for word in words if word in text), default=len(text)) for text in free]
+    starts = ([text[:end] for text, end in zip(texts, same, strict=True)] for texts in (free, bound))
+    assert differing(*starts) == []
+    alone = continuations(model, tokenizer, PROMPTS[3:4], replace(settings, bad_words=words), first_number=9)
+    assert differing(alone, bound[9:10]) == []
+
+
+def test_a_bad_word_cannot_be_completed_from_the_prompt_but_stand_in_it(tokenizer):
+    a, b, c = ids_of(tokenizer, "abc")
+    model = urn(tokenizer, {a: 3.0, b: 2.0, c: 1.0})
+    settings = SamplingSettings(max_new_tokens=4, temperature=0.0, bad_words=["ba", "cb", "aa"])
+    assert continuations(model, tokenizer, ["bab", "cc", "aa"], settings) == ["bbbb", "abbb", "bbbb"]
+
+
+@pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 0.01}, {"min_p": 0.99}], ids=str)
+def test_where_only_bad_words_are_likely_the_next_likely_is_written(tokenizer, options):
+    a, b, c = ids_of(tokenizer, "abc")
+    model = urn(tokenizer, {a: 5.0, b: 4.0, c: 3.0})
+    settings = SamplingSettings(max_new_tokens=5, temperature=1.0, bad_words=["a", "bb"], **options)
+    assert continuations(model, tokenizer, [""], settings) == ["bcbcb"]
+
+
+@pytest.mark.parametrize("kind", ["byte", "char"])
+def test_a_bad_word_is_kept_out_whatever_its_tokens(kind, request):
+    """é is two tokens, and each may stand alone."""
+    tokenizer = request.getfixturevalue(f"{kind}_tokenizer")
+    model = urn(tokenizer, dict.fromkeys(ids_of(tokenizer, "aé"), 0.0))
+    settings = SamplingSettings(max_new_tokens=200, temperature=1.0, bad_words=["é"])
+    (text,) = continuations(model, tokenizer, ["a"], settings)
+    assert "a" in text and "�" in text and "é" not in text
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_where_bad_words_leave_nothing_that_is_said(tokenizer, temperature):
+    model = urn(tokenizer, dict.fromkeys(ids_of(tokenizer, "ab"), 0.0))
+    with torch.no_grad():
+        model.lm_head.weight[model.lm_head.weight < 0] = -torch.inf
+    settings = SamplingSettings(max_new_tokens=5, temperature=temperature, bad_words=["a", "b"])
+    with pytest.raises(UsageError, match="bad_words leave the model no token to write"):
+        continuations(model, tokenizer, [""], settings)
+
+
+def test_without_bad_words_the_others_keep_their_shares(tokenizer):
+    """Drawn again with the same number, b would have the whole share of a."""
+    a, b, c = ids_of(tokenizer, "abc")
+    model = urn(tokenizer, {a: 1.5, b: 0.7, c: 0.0})
+    settings = SamplingSettings(max_new_tokens=60, temperature=1.0, bad_words=["a"])
+    texts = continuations(model, tokenizer, [""], settings, num_return_sequences=40, batch_size=40)
+    counts = np.array(["".join(texts).count(letter) for letter in "bc"])
+    assert counts.sum() == 2400
+    shares = torch.tensor([0.7, 0.0], dtype=torch.float64).softmax(-1).numpy()
+    assert chi_square(counts, shares) < 15.1  # 99.99 %, 1 degree of freedom
 
 
 # --- beyond the context

@@ -1,16 +1,15 @@
 """Arguments: declared in `fields`, read by `parse`, checked in `checks`. Nothing here imports torch."""
 
 from stylegen.config.checks import check_arguments, resolve_arguments
-from stylegen.config.errors import RankError, RunError, UsageError, first_line, leave, run_command
-from stylegen.config.fields import (
-    END_OF_TEXT,
-    REQUEUE,
-    SHAKESPEARE,
-    STOP_FILE,
+from stylegen.config.commands import (
+    ExportArguments,
     GenerateArguments,
+    SourceArguments,
+    StyleArguments,
     TokenizerCommandArguments,
-    TrainArguments,
 )
+from stylegen.config.errors import RankError, RunError, UsageError, first_line, leave, run_command
+from stylegen.config.fields import END_OF_TEXT, REQUEUE, SHAKESPEARE, STOP_FILE, TrainArguments
 from stylegen.config.parse import dump_arguments, parse_arguments, read_preset
 from stylegen.config.privacy import stay_local
 
@@ -19,9 +18,12 @@ __all__ = [
     "REQUEUE",
     "SHAKESPEARE",
     "STOP_FILE",
+    "ExportArguments",
     "GenerateArguments",
     "RankError",
     "RunError",
+    "SourceArguments",
+    "StyleArguments",
     "TokenizerCommandArguments",
     "TrainArguments",
     "UsageError",

@@ -3,21 +3,16 @@
 import dataclasses
 import importlib.util
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from stylegen.config import processes
+from stylegen.config.commands import GenerateArguments, StyleArguments, TokenizerCommandArguments
 from stylegen.config.errors import UsageError
-from stylegen.config.fields import (
-    SHAKESPEARE,
-    TRACKERS,
-    GenerateArguments,
-    TokenizerCommandArguments,
-    TrainArguments,
-)
+from stylegen.config.fields import SHAKESPEARE, TRACKERS, TrainArguments
 from stylegen.config.launcher import check_launcher
+from stylegen.config.writing import check_writable, check_writing
 
 DEFAULT_SPLIT_PERCENTAGE = 5.0
 # Names under which architectures keep the number of positions they can attend to.
@@ -28,12 +23,12 @@ _AT_LEAST_ONE = (
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
     "total_batch_size", "logging_steps", "eval_steps", "checkpointing_steps", "save_total_limit", "sample_steps",
     "sample_max_new_tokens", "early_stopping_patience", "num_return_sequences", "max_new_tokens", "num_beams",
-    "batch_size", "max_completion_words", "ddp_timeout",
+    "batch_size", "max_completion_words", "ddp_timeout", "lora_r", "num_samples", "style_steps",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "max_train_steps", "num_warmup_steps", "weight_decay", "adam_epsilon", "max_grad_norm", "seed",
-    "sample_temperature", "temperature", "top_k", "min_frequency", "random_windows", "watchdog_seconds",
-    "max_skipped_steps", "detect_desync_steps",
+    "sample_temperature", "top_k", "min_frequency", "random_windows", "watchdog_seconds",
+    "max_skipped_steps", "detect_desync_steps", "style_samples",
 )  # fmt: skip
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **{name: (lambda value: value >= 1, "at least 1") for name in _AT_LEAST_ONE},
@@ -45,25 +40,39 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "validation_split_percentage": (lambda value: 0 < value < 100, "between 0 and 100"),
     "adam_beta1": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
     "adam_beta2": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "lora_alpha": (lambda value: value > 0, "above 0"),
+    "lora_dropout": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
     "top_p": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
     "min_p": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
 }
 
 
-def check_arguments(arguments: TrainArguments | GenerateArguments | TokenizerCommandArguments) -> None:
+def check_arguments(
+    arguments: TrainArguments | GenerateArguments | TokenizerCommandArguments | StyleArguments,
+) -> None:
     """Raise UsageError for values out of range and for combinations that cannot work."""
     for name, (is_valid, expected) in _RANGES.items():
         value = getattr(arguments, name, None)
         if value is not None and not isinstance(value, str) and not is_valid(value):
             raise UsageError(f"{name} is {value}, but must be {expected}")
     if isinstance(arguments, GenerateArguments):
-        _check_writing(arguments)
+        check_writing(arguments)
+        return
+    if isinstance(arguments, StyleArguments):
+        _check_style(arguments)
         return
     _check_tokenizer(arguments)
     if isinstance(arguments, TrainArguments):
         _check_training(arguments)
     else:
         _check_tokenizer_command(arguments)
+
+
+def _check_style(arguments: StyleArguments) -> None:
+    if not (arguments.train and arguments.texts):
+        raise UsageError("give the author's text with --train, and what to measure with --texts")
+    if arguments.output:
+        check_writable(Path(arguments.output).parent, "the folder of output")
 
 
 def resolve_arguments(arguments: TrainArguments, world_size: int) -> TrainArguments:
@@ -198,7 +207,7 @@ def _check_tokenizer_command(arguments: TokenizerCommandArguments) -> None:
     if arguments.tokenizer_name and arguments.output_dir:
         raise UsageError("tokenizer_name is measured as it is; leave out output_dir, or train one")
     if arguments.output_dir:
-        _check_writable(Path(arguments.output_dir), "output_dir")
+        check_writable(Path(arguments.output_dir), "output_dir")
 
 
 def _check_training(arguments: TrainArguments) -> None:
@@ -214,11 +223,52 @@ def _check_training(arguments: TrainArguments) -> None:
             f"attn_implementation {arguments.attn_implementation} is code on the hub, which is never run; give one "
             f"that Transformers has, such as sdpa"
         )
+    _check_lora(arguments)
+    _check_stopping(arguments)
     _check_positions(arguments)
     _tracker_names(arguments.report_to)
-    _check_writable(arguments.output_path, "output_dir")
+    check_writable(arguments.output_path, "output_dir")
     check_launcher(arguments)
     _batch_sizes(arguments, processes.world_size())
+
+
+def _check_stopping(arguments: TrainArguments) -> None:
+    metric = arguments.early_stopping_metric
+    never = arguments.style_steps == "never" or not arguments.style_samples
+    if metric != "eval/loss" and never:
+        raise UsageError(
+            f"early_stopping_metric {metric} is never measured; give --style_steps and --style_samples"
+        )
+    if (
+        metric != "eval/loss"
+        and arguments.early_stopping_patience is arguments.early_stopping_threshold is None
+    ):
+        raise UsageError(
+            f"early_stopping_metric {metric} needs --early_stopping_threshold or --early_stopping_patience"
+        )
+
+
+def _check_lora(arguments: TrainArguments) -> None:
+    given = [
+        name
+        for name in ("lora_alpha", "lora_dropout", "lora_target_modules", "merge_lora")
+        if getattr(arguments, name)
+    ]
+    if given and not arguments.lora_r:
+        raise UsageError(f"{given[0]} is for LoRA; give its rank with --lora_r too, or leave it out")
+    if not arguments.lora_r:
+        return
+    if not arguments.model_name_or_path:
+        raise UsageError(
+            "lora_r trains an adapter for a pretrained model; give that with --model_name_or_path"
+        )
+    if arguments.gguf_file:
+        raise UsageError(
+            "lora_r needs a base model that every library can load again; make a plain folder of the GGUF file with "
+            "python -m stylegen.export, and give that with --model_name_or_path"
+        )
+    if not importlib.util.find_spec("peft"):
+        raise UsageError("lora_r needs the package peft, which is not installed; pip install peft")
 
 
 def _check_positions(arguments: TrainArguments) -> None:
@@ -274,41 +324,3 @@ def _tracker_names(names: list[str]) -> list[str]:
         if not importlib.util.find_spec(name):
             raise UsageError(f"report_to asks for {name}, which is not installed; pip install {name}")
     return names
-
-
-def _check_writing(arguments: GenerateArguments) -> None:
-    if not arguments.checkpoint:
-        raise UsageError(
-            "which model? python generate.py CHECKPOINT, a run directory, a checkpoint or a model folder"
-        )
-    if arguments.prompt and arguments.prompt_file:
-        raise UsageError(
-            "the command line gives both prompt and prompt_file; they exclude each other, leave one out"
-        )
-    if arguments.num_beams > 1 and arguments.temperature > 0:
-        raise UsageError("num_beams searches and does not draw; add --temperature 0, or leave num_beams out")
-    if arguments.temperature == 0 and arguments.num_return_sequences > max(arguments.num_beams, 1):
-        raise UsageError(
-            f"temperature 0 writes the same text {arguments.num_return_sequences} times; use a temperature above 0, "
-            f"or --num_beams {arguments.num_return_sequences}"
-        )
-    if arguments.output and Path(arguments.output).suffix not in (".txt", ".jsonl"):
-        raise UsageError(f"output is {arguments.output}, but must end in .txt or .jsonl")
-    if arguments.output and Path(arguments.output).is_dir():
-        raise UsageError(f"output {arguments.output} is a folder; give a file name")
-    if arguments.output:
-        _check_writable(Path(arguments.output).parent, "the folder of output")
-    if arguments.stream and arguments.num_beams > 1:
-        raise UsageError(
-            "stream cannot show a beam search, which knows its text only at the end; leave one out"
-        )
-
-
-def _check_writable(path: Path, name: str) -> None:
-    nearest = path.resolve()
-    while not nearest.exists():
-        nearest = nearest.parent
-    if not nearest.is_dir():
-        raise UsageError(f"{name} {path} cannot be a folder, {nearest} is a file; choose another place")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UsageError(f"{name} {path} cannot be written ({nearest} is read-only); choose another place")

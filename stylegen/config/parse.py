@@ -288,7 +288,7 @@ def _to_int(value: Any) -> int:
 
 
 def _whole(value: float) -> int:
-    return int(value) if value == int(value) else _fail()
+    return int(value) if value.is_integer() else _fail()
 
 
 def _to_float(value: Any) -> float:

@@ -26,10 +26,13 @@ PASSWORD = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)")
 OLD_WANDB_KEY = re.compile(r"[0-9a-f]{40}")  # so are commits, which are fine where a commit or a text stands
 TEXTS = ("prompt", "sample_prompts", "pair_separator", "document_separator", "special_tokens")
 
-HUB_NAMES = ("model_name_or_path", "config_name", "tokenizer_name", "dataset_name", "checkpoint")
+HUB_NAMES = (
+    "model_name_or_path", "base_model_name_or_path", "config_name", "tokenizer_name", "dataset_name", "start_model",
+)  # fmt: skip
 # What trackers receive of the arguments: numbers, choices, names on the hub. No path, no text, nothing else free-form.
 TRACKED = (
     "model_name_or_path", "model_type", "config_name", "config_overrides", "dtype", "gradient_checkpointing",
+    "lora_r", "lora_alpha", "lora_dropout", "merge_lora",
     "tokenizer_name", "train_tokenizer", "vocab_size", "normalizer", "min_frequency",
     "dataset_name", "streaming", "max_completion_words", "detokenize", "keep_boilerplate",
     "validation_split_percentage", "block_size", "packing", "completion_only_loss", "random_windows",
@@ -39,7 +42,8 @@ TRACKED = (
     "num_warmup_steps", "optim", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm",
     "mixed_precision", "seed", "max_skipped_steps", "detect_desync_steps", "auto_micro_batch", "async_save",
     "logging_steps", "eval_steps", "eval_on_start", "checkpointing_steps", "sample_steps", "sample_max_new_tokens",
-    "sample_temperature", "early_stopping_patience",
+    "sample_temperature", "style_steps", "style_samples",
+    "early_stopping_metric", "early_stopping_patience", "early_stopping_threshold",
     "data_fingerprint",
 )  # fmt: skip
 
@@ -70,6 +74,7 @@ def redacted(text: str) -> str:
 def stay_local(arguments: Any) -> None:
     """Before the libraries are imported: keep them off the hub, unless an argument names something that is not here."""
     names = [getattr(arguments, name, None) for name in HUB_NAMES]
+    names += getattr(arguments, "checkpoints", []) + getattr(arguments, "paths", [])[:1]
     # `datasets` would report the loading of every table to a counter.
     os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0"}
     if all(_is_here(name) for name in names if name and name != SHAKESPEARE):

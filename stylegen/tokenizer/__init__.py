@@ -35,7 +35,7 @@ def load_tokenizer(
     name_or_path: str, revision: str | None = None, gguf_file: str | None = None
 ) -> PreTrainedTokenizerFast:
     """A pretrained tokenizer with an end-of-text token, which also pads if there is no other."""
-    check_source(name_or_path, gguf_file)
+    check_source(name_or_path, gguf_file, adapter=True)
     try:
         options = {"gguf_file": gguf_file} if gguf_file else {}
         tokenizer = AutoTokenizer.from_pretrained(

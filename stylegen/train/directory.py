@@ -21,10 +21,11 @@ RECORDS = (
     "README.md",
 )
 MODEL_FILES = (
-    "config.json", "generation_config.json", "model*.safetensors*", "tokenizer*", "special_tokens_map.json",
-    "added_tokens.json", "vocab.*", "merges.txt", "chat_template*",
+    "config.json", "generation_config.json", "model*.safetensors*", "adapter_config.json", "adapter_model.safetensors",
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*",
     "additional_chat_templates",
 )  # fmt: skip
+DESCRIPTIONS = ("config.json", "adapter_config.json")  # of a model, or of an adapter
 FOLDERS = ("checkpoint-*", "best", "best.tmp", "best.old", "samples", "figures", "tensorboard")
 
 
@@ -73,7 +74,7 @@ def clear_leftovers(folder: Path) -> None:
 
 def has_model(folder: Path) -> bool:
     """Whether a finished run left its model here."""
-    return (folder / "config.json").is_file()
+    return any((folder / name).is_file() for name in DESCRIPTIONS)
 
 
 def record_start(arguments: TrainArguments, environment: dict[str, Any]) -> None:
@@ -92,8 +93,16 @@ def promote_best(folder: Path) -> None:
     from stylegen.checkpoint import MANIFEST
 
     (best / MANIFEST).unlink(missing_ok=True)
+    # The one before may have been an adapter, or a whole model.
+    for new, old in (
+        ("config.json", "adapter_*"),
+        ("adapter_config.json", "config.json"),
+        ("adapter_config.json", "model*"),
+    ):
+        for path in folder.glob(old) if (best / new).is_file() else ():
+            path.unlink()
     # Weights first: a folder whose config.json is new has new weights too.
-    for path in sorted(best.iterdir(), key=lambda path: path.name == "config.json"):
+    for path in sorted(best.iterdir(), key=lambda path: path.name in DESCRIPTIONS):
         if path.is_dir():  # of chat templates
             shutil.rmtree(folder / path.name, ignore_errors=True)
         os.replace(path, folder / path.name)

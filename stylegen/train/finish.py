@@ -2,16 +2,18 @@
 
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 
 import torch
 
-from stylegen.checkpoint import MANIFEST, list_checkpoints
-from stylegen.config import RunError, UsageError
+from stylegen.checkpoint import MANIFEST, list_checkpoints, put_in_place
+from stylegen.config import RunError, SourceArguments, UsageError
 from stylegen.evaluate import first_block_loss
-from stylegen.export import BEST
-from stylegen.model import LanguageModelLoss, load_model
+from stylegen.export import BEST, export, load_for_writing
+from stylegen.lora import ADAPTER
+from stylegen.model import LanguageModelLoss
 from stylegen.report import summarize, write_report
 from stylegen.runtime import free_memory_bytes, logger
 from stylegen.train.directory import has_model, promote_best
@@ -69,7 +71,17 @@ def promote(run: Run, state: State) -> None:
             )
             state.check_loss = best["check_loss"]
     if run.writes:
+        if run.arguments.merge_lora and (run.directory / BEST / ADAPTER).is_file():
+            _merge_best(run.directory)
         promote_best(run.directory)
+
+
+def _merge_best(folder: Path) -> None:
+    """Put a plain model, with its adapter merged in, in the place of the best one."""
+    temporary = folder / f"{BEST}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    export(str(folder / BEST), SourceArguments(), temporary)
+    put_in_place(temporary, folder / BEST)
 
 
 def _check_saved_model(run: Run, state: State) -> None:
@@ -79,11 +91,17 @@ def _check_saved_model(run: Run, state: State) -> None:
     """
     if state.check_loss is None:
         return
-    needed = 2 * sum(path.stat().st_size for path in run.directory.glob("model*.safetensors"))
+    folders = (
+        [run.directory, Path(run.arguments.model_name_or_path or ".")]
+        if run.arguments.lora_r
+        else [run.directory]
+    )
+    needed = 2 * sum(path.stat().st_size for each in folders for path in each.glob("model*.safetensors"))
     if (free := free_memory_bytes()) < needed:
         logger.info(f"{run.directory} was not loaded to check it: {free / 2**30:.1f} GB of memory are free")
         return
-    model = LanguageModelLoss(load_model(str(run.directory), dtype="float32"))
+    written, _ = load_for_writing(str(run.directory), SourceArguments(), torch.device("cpu"))
+    model = LanguageModelLoss(written)
     loss = first_block_loss(model, run.validation_blocks, torch.device("cpu"))
     if not math.isclose(
         loss, state.check_loss, rel_tol=1e-4 if run.arguments.mixed_precision == "no" else 5e-2

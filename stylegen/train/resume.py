@@ -64,7 +64,9 @@ def start_state(checkpoint: Path | None, run_dir: Path, accelerator: Accelerator
         logger.info(
             f"the best model so far, of step {state.best_step}, is not in {run_dir}: it is looked for anew"
         )
-        state = replace(state, best_loss=None, best_step=None, check_loss=None, stale_evaluations=0)
+        state = replace(
+            state, best_loss=None, best_step=None, check_loss=None, stale_evaluations=0, best_watched=None
+        )
     # The first rank has the loss sum of all.
     loss_sum = state.loss_sum if accelerator.is_main_process else 0.0
     return replace(state, num_steps=num_steps, finished=False, loss_sum=loss_sum)

@@ -12,10 +12,11 @@ from stylegen.corpus import Source
 from stylegen.runtime import logger
 from stylegen.stop import StopRequest
 from stylegen.tracking import FAILED, FINISHED, PREEMPTED
+from stylegen.train import style
 from stylegen.train.finish import finish, promote
 from stylegen.train.health import compare_weights
 from stylegen.train.setup import set_up
-from stylegen.train.state import Run, State
+from stylegen.train.state import Run, State, stops_early
 from stylegen.train.step import Stopwatch, log_training, train_step
 from stylegen.train.turn import evaluate_model, save, write_samples
 
@@ -95,12 +96,19 @@ def loop(run: Run, state: State) -> str | None:
 def take_turn(run: Run, state: State) -> bool:
     """Evaluate and write samples where this step asks for it; False if a request to stop came between."""
     arguments = run.arguments
-    if (
+    evaluates = (
         _is_last(run, state)
         or _is_due(arguments.eval_steps, state.step, run)
         or (state.step == 0 and arguments.eval_on_start)
-    ) and not evaluate_model(run, state):
+    )
+    if evaluates and not evaluate_model(run, state):
         return False
+    if style.is_due(run, state, _is_last(run, state), evaluates):
+        style.measure_style(run, state)
+        if (
+            _is_last(run, state) and not evaluates and not evaluate_model(run, state)
+        ):  # it has just become the last
+            return False
     if _is_last(run, state) or _is_due(arguments.sample_steps, state.step, run):
         write_samples(run, state)
     state.turned = state.step
@@ -119,8 +127,7 @@ def _start_trackers(run: Run) -> None:
 
 
 def _is_last(run: Run, state: State) -> bool:
-    patience = run.arguments.early_stopping_patience
-    return state.step >= run.num_steps or (patience is not None and state.stale_evaluations >= patience)
+    return state.step >= run.num_steps or stops_early(run, state)
 
 
 def _is_due(rhythm: int | str, step: int, run: Run) -> bool:

@@ -31,15 +31,18 @@ from stylegen.checkpoint import (
 from stylegen.config import TrainArguments, UsageError, resolve_arguments
 from stylegen.config.processes import world_size
 from stylegen.corpus import Source
+from stylegen.lora import add_adapter, saved_parameters
 from stylegen.metrics import training_bytes
 from stylegen.model import (
     LanguageModelLoss,
     build_model,
     check_isolation,
     config_for,
+    embedding_rows,
     fit_embedding,
     load_model,
     num_parameters,
+    num_trained,
     parameter_groups,
     save_description,
 )
@@ -62,6 +65,7 @@ from stylegen.runtime import (
 )
 from stylegen.sharding import undo_rounding
 from stylegen.stop import StopRequest
+from stylegen.tokenizer import num_ids
 from stylegen.tracking import Tracker
 from stylegen.train import directory
 from stylegen.train.memory import fit_micro_batch
@@ -96,7 +100,7 @@ def set_up(
         arguments.optim, parameter_groups(model, arguments.weight_decay), arguments.learning_rate,
         (arguments.adam_beta1, arguments.adam_beta2), arguments.adam_epsilon,
     )  # fmt: skip
-    num_params = num_parameters(model)
+    num_params = num_parameters(model), num_trained(model)
     saver = _build_saver(arguments, accelerator, model, cache.tokenizer, num_steps, steps_per_epoch)
     prepared, optimizer = _prepare(arguments, accelerator, model, optimizer)
     state = start_state(checkpoint, arguments.output_path, accelerator, num_steps)
@@ -203,6 +207,7 @@ def _build_model(
     options: dict[str, Any] = {"dtype": arguments.dtype, "attn_implementation": arguments.attn_implementation}
     if checkpoint:
         refuse_other_text(checkpoint, cache.fingerprints)
+    if checkpoint and not arguments.lora_r:
         model = load_model(str(checkpoint), **options)
     elif arguments.model_name_or_path:
         model = load_model(
@@ -211,14 +216,28 @@ def _build_model(
             gguf_file=arguments.gguf_file,
             **options,
         )
-        fit_embedding(model, cache.tokenizer)
+        _fit_embedding(model, cache, arguments)
+        model.generation_config.suppress_tokens = None  # what it never wrote it may learn here
     else:
         model = build_model(config, cache.tokenizer, **options)
+    if arguments.lora_r:
+        add_adapter(model, arguments, checkpoint)
     if arguments.packing == "document":
         check_isolation(model)
     if arguments.gradient_checkpointing:
         model.gradient_checkpointing_enable()
+        if arguments.lora_r:
+            model.enable_input_require_grads()  # else nothing asks for gradients where the frozen part begins
     return model
+
+
+def _fit_embedding(model: PreTrainedModel, cache: TokenCache, arguments: TrainArguments) -> None:
+    if arguments.lora_r and (words := num_ids(cache.tokenizer)) > (rows := embedding_rows(model)):
+        raise UsageError(
+            f"the tokenizer has {words} words, {arguments.model_name_or_path} only {rows}, and an adapter trains no "
+            f"embeddings; use the model's own tokenizer, or leave out lora_r"
+        )
+    fit_embedding(model, cache.tokenizer)
 
 
 def _build_saver(
@@ -234,7 +253,8 @@ def _build_saver(
     apart = {"end": num_steps, "epoch": steps_per_epoch}.get(str(rhythm), rhythm)
     planned = max(math.ceil(num_steps / max(int(apart), 1)), 1)
     kept = min(planned, (arguments.save_total_limit or planned) + 1)  # the one being written among them
-    model_size = num_parameters(model) * getattr(torch, arguments.dtype).itemsize
+    numbers = sum(parameter.numel() for _, parameter in saved_parameters(model))
+    model_size = numbers * getattr(torch, arguments.dtype).itemsize
     size = 3 * model_size  # AdamW keeps two values of each weight
     check_room(
         arguments.output_path, accelerator, size, model_size, kept, each_node,
@@ -258,7 +278,7 @@ def _open_directory(arguments: TrainArguments, accelerator: Accelerator, checkpo
     accelerator.wait_for_everyone()
 
 
-def _describe(run: Run, cache: TokenCache, num_params: int) -> None:
+def _describe(run: Run, cache: TokenCache, num_params: tuple[int, int]) -> None:
     arguments, accelerator = run.arguments, run.accelerator
     for line in describe_text(cache):
         logger.info(line)
@@ -272,9 +292,14 @@ def _describe(run: Run, cache: TokenCache, num_params: int) -> None:
     )
     stage = 3 if cuts_weights(accelerator) else zero_stage(accelerator)
     rounded = zero_stage(accelerator) and arguments.mixed_precision != "no"
-    memory = training_bytes(num_params, accelerator.num_processes, stage, 2 if rounded else 4)
+    total_params, trained = num_params
+    memory = training_bytes(trained, accelerator.num_processes, stage, 2 if rounded else 4)
+    memory += (
+        (total_params - trained) * (2 if rounded else 4) / (accelerator.num_processes if stage == 3 else 1)
+    )
+    adapter = f" ({trained:,} of them trained)" if trained < total_params else ""
     logger.info(
-        f"{num_params:,} parameters, vocabulary {len(cache.tokenizer):,}, {run.num_steps:,} steps, "
+        f"{total_params:,} parameters{adapter}, vocabulary {len(cache.tokenizer):,}, {run.num_steps:,} steps, "
         f"{run.steps_per_epoch:,} a pass over the text; weights, gradients and optimizer take about "
         f"{memory / 2**20:,.0f} MB a process, activations come on top"
     )

@@ -1,5 +1,6 @@
 """What the loop works with, its own values, and the questions about both that more than one of its parts asks."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from stylegen.checkpoint import Saver
 from stylegen.config import TrainArguments
 from stylegen.runtime import Watchdog
 from stylegen.stop import StopRequest
+from stylegen.style import StyleReference
 from stylegen.tracking import Tracker
 from stylegen.train.spikes import LossSpikes
 
@@ -33,7 +35,9 @@ class State:
     skipped_in_a_row: int = 0
     best_loss: float | None = None
     best_step: int | None = None
-    stale_evaluations: int = 0  # evaluations since the best one
+    watched: float | None = None  # the last value of early_stopping_metric
+    best_watched: float | None = None
+    stale_evaluations: int = 0  # values of it since the best one
     finished: bool = False
     stopped_by: str | None = (
         None  # why the checkpoint was written before its time: a signal, or what STOP says
@@ -66,6 +70,8 @@ class Run:
     saver: Saver
     stop: StopRequest
     spikes: LossSpikes = field(default_factory=LossSpikes)
+    style: StyleReference | None = None  # of the text, once it is asked for; on the first rank
+    told_no_distance: bool = False
 
     @property
     def writes(self) -> bool:
@@ -84,6 +90,24 @@ def axes(run: Run, state: State) -> dict[str, float]:
         "train/global_step": state.step,
         "train/tokens_seen": state.tokens_seen,
     }
+
+
+def watch(run: Run, state: State, values: dict[str, float]) -> None:
+    """Note the value that early stopping goes by, if it is among these."""
+    if (value := values.get(run.arguments.early_stopping_metric)) is None:
+        return
+    state.watched = value
+    if value < (math.inf if state.best_watched is None else state.best_watched):  # NaN is not
+        state.best_watched, state.stale_evaluations = value, 0
+    else:
+        state.stale_evaluations += 1
+
+
+def stops_early(run: Run, state: State) -> bool:
+    """Whether early stopping ends the run here."""
+    patience, threshold = run.arguments.early_stopping_patience, run.arguments.early_stopping_threshold
+    too_long = patience is not None and state.stale_evaluations >= patience
+    return too_long or (threshold is not None and state.watched is not None and state.watched > threshold)
 
 
 def sum_over_ranks(run: Run, value: float) -> float:

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,8 +17,9 @@ from stylegen.model import save_model
 from stylegen.runtime import code_fingerprint, cuts_weights, logger
 from stylegen.sampling import SamplingSettings, write_texts
 from stylegen.sharding import callable_inside, collected_weights
-from stylegen.train.state import Run, State, axes, sum_over_ranks
+from stylegen.train.state import Run, State, axes, sum_over_ranks, watch
 
+BATCH_SIZE = 16  # texts written at a time
 SAMPLE_SEED = 0  # every sample of a run draws the same numbers, so that only the model makes the difference
 
 
@@ -36,10 +38,9 @@ def evaluate_model(run: Run, state: State) -> bool:
     run.tracker.log({**result.metrics(run.validation_bytes), **axes(run, state)})
     if state.step == 0 and run.num_steps > 0:
         return True  # the baseline is no candidate: the user asked for a trained model
+    watch(run, state, {"eval/loss": result.loss})
     if not result.loss < (math.inf if state.best_loss is None else state.best_loss):  # nor is NaN better
-        state.stale_evaluations += 1
         return True
-    state.stale_evaluations = 0
     check_loss = first_block_loss(run.model, run.validation_blocks, run.accelerator.device)
     if _keep_best(run, {"step": state.step, "loss": result.loss, "check_loss": check_loss}):
         state.best_loss, state.best_step, state.check_loss = result.loss, state.step, check_loss
@@ -72,29 +73,13 @@ def _keep_best(run: Run, values: dict[str, Any]) -> bool:
 
 
 def write_samples(run: Run, state: State) -> None:
-    """Let the model write from the fixed prompts, into samples/ and to the trackers. A collective.
-
-    Where no process has the whole model all of them write, the same, and the first one keeps it.
-    """
-    run.watchdog.rest()
-    run.saver.wait()  # writing changes the model's settings for a while
-    together = cuts_weights(run.accelerator)
-    if not (run.accelerator.is_main_process or together):
-        run.accelerator.wait_for_everyone()
-        return
+    """Let the model write from the fixed prompts, into samples/ and to the trackers. A collective."""
     arguments = run.arguments
-    settings = SamplingSettings(
-        max_new_tokens=arguments.sample_max_new_tokens,
-        temperature=arguments.sample_temperature,
-        seed=SAMPLE_SEED,
-    )
-    prompts = arguments.sample_prompts
-    with run.accelerator.autocast(), callable_inside(run.accelerator, run.model):
-        pairs = list(write_texts(run.base_model, run.tokenizer, prompts, settings, together=together))
-    texts = [prompt + continuation for prompt, continuation in pairs]
+    texts = [prompt + continuation for prompt, continuation in write(run, arguments.sample_prompts)]
     header = (
-        f"# step {state.step}, epoch {state.step / run.steps_per_epoch:.2f}, seed {settings.seed}, "
-        f"temperature {settings.temperature:g}, {settings.max_new_tokens} tokens, prompts {prompts}\n"
+        f"# step {state.step}, epoch {state.step / run.steps_per_epoch:.2f}, seed {SAMPLE_SEED}, "
+        f"temperature {arguments.sample_temperature:g}, {arguments.sample_max_new_tokens} tokens, "
+        f"prompts {arguments.sample_prompts}\n"
     )
     if run.accelerator.is_main_process:
         path = run.directory / "samples" / f"step-{state.step:06d}.txt"
@@ -104,7 +89,32 @@ def write_samples(run: Run, state: State) -> None:
         except OSError as error:
             logger.warning(f"warning: {path} could not be written: {error}; the training goes on")
         run.tracker.log_samples(state.step, texts)
+
+
+def write(run: Run, prompts: Sequence[str], num_return_sequences: int = 1) -> list[tuple[str, str]]:
+    """(prompt, continuation) of texts by the model as it is, drawn from the same numbers every time. A collective.
+
+    Empty on ranks that only wait for the first one.
+    """
+    run.watchdog.rest()
+    run.saver.wait()  # writing changes the model's settings for a while
+    together = cuts_weights(run.accelerator)
+    pairs: list[tuple[str, str]] = []
+    if run.accelerator.is_main_process or together:
+        settings = SamplingSettings(
+            max_new_tokens=run.arguments.sample_max_new_tokens,
+            temperature=run.arguments.sample_temperature,
+            seed=SAMPLE_SEED,
+        )
+        with run.accelerator.autocast(), callable_inside(run.accelerator, run.model):
+            pairs = list(
+                write_texts(
+                    run.base_model, run.tokenizer, prompts, settings, together=together,
+                    num_return_sequences=num_return_sequences, batch_size=BATCH_SIZE,
+                )
+            )  # fmt: skip
     run.accelerator.wait_for_everyone()
+    return pairs
 
 
 def save(run: Run, state: State) -> None:

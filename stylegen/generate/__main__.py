@@ -1,0 +1,5 @@
+import sys
+
+from stylegen.generate import main
+
+sys.exit(main())

@@ -1,0 +1,61 @@
+"""The style of what the model writes while it trains: texts written for it, measured against the text it trains on."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+from stylegen.blocks import TokenStream
+from stylegen.runtime import asked_once, logger
+from stylegen.style import StyleReference, Written
+from stylegen.train.state import Run, State, axes, watch
+from stylegen.train.turn import write
+
+LARGEST_TEXT = 50_000_000  # tokens: the n-grams of a longer one would take gigabytes of memory
+
+
+def measure_style(run: Run, state: State) -> None:
+    """Let the model write, measure that, and log `style/*`. A collective."""
+    arguments = run.arguments
+    prompts = arguments.sample_prompts
+    each = -(-arguments.style_samples // len(prompts))
+    pairs = write(run, prompts, each)[: arguments.style_samples]
+    run.watchdog.rest()
+    values = asked_once(run.accelerator, lambda: _measured(run, [Written(*pair) for pair in pairs]))
+    if not values:
+        return
+    run.tracker.log({**values, **axes(run, state)})
+    if state.step > 0:  # the baseline is no candidate
+        watch(run, state, values)
+
+
+def is_due(run: Run, state: State, is_last: bool, evaluated: bool) -> bool:
+    """Whether the style is measured after this step; before the first one only of a pretrained model."""
+    arguments = run.arguments
+    rhythm = arguments.style_steps
+    if rhythm == "never" or not arguments.style_samples or len(run.train_blocks.stream.framed) > LARGEST_TEXT:
+        return False
+    if state.step == 0 and not arguments.model_name_or_path:
+        return False
+    if is_last or rhythm == "eval":
+        return is_last or evaluated
+    if state.step == 0 or rhythm == "end":
+        return False
+    return state.step % (run.steps_per_epoch if rhythm == "epoch" else int(rhythm)) == 0
+
+
+def _measured(run: Run, texts: list[Written]) -> dict[str, float]:
+    if run.style is None:
+        run.style = StyleReference.build(
+            _documents(run, run.train_blocks.stream), _documents(run, run.validation_blocks.stream)
+        )
+    measures = run.style.measure(texts)
+    if measures.distance is None and not run.told_no_distance:
+        run.told_no_distance = True
+        logger.info(f"no style/distance: {measures.too_little}; give more --style_samples")
+    return measures.metrics()
+
+
+def _documents(run: Run, stream: TokenStream) -> Iterator[tuple[str, str]]:
+    """(name, text) of each document, as the model has seen it."""
+    for number, (start, end) in enumerate(pairwise(stream.starts.tolist())):
+        ids = stream.framed[start + 1 : end].tolist()
+        yield f"document {number + 1}", str(run.tokenizer.decode(ids, skip_special_tokens=True))
