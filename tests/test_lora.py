@@ -175,7 +175,7 @@ def test_two_processes_give_the_losses_of_one(train, base, launch, text_file, tm
                 tiny=False)  # fmt: skip
     code, _, log = launch(
         config, *tuning, "--total_batch_size", "8", "--per_device_train_batch_size", "2",
-        "--output_dir", str(tmp_path / "two"), tiny=False,
+        "--output_dir", str(tmp_path / "two"), "--style_steps", "never", tiny=False,
     )  # fmt: skip
     assert code == 0, log
     two = tmp_path / "two"

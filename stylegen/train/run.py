@@ -18,7 +18,7 @@ from stylegen.train.health import compare_weights
 from stylegen.train.setup import set_up
 from stylegen.train.state import Run, State, stops_early
 from stylegen.train.step import Stopwatch, log_training, train_step
-from stylegen.train.turn import evaluate_model, save, write_samples
+from stylegen.train.turn import evaluate_model, keep_samples, save, write
 
 
 def train(
@@ -103,14 +103,18 @@ def take_turn(run: Run, state: State) -> bool:
     )
     if evaluates and not evaluate_model(run, state):
         return False
-    if style.is_due(run, state, _is_last(run, state), evaluates):
-        style.measure_style(run, state)
+    samples = _is_last(run, state) or _is_due(arguments.sample_steps, state.step, run)
+    measures = style.is_due(run, state, _is_last(run, state), evaluates)
+    if samples or measures:
+        texts = write(run, max(len(arguments.sample_prompts), arguments.style_samples if measures else 0))
+        if measures:
+            style.measure_style(run, state, texts)
         if (
             _is_last(run, state) and not evaluates and not evaluate_model(run, state)
-        ):  # it has just become the last
+        ):  # it just became the last
             return False
-    if _is_last(run, state) or _is_due(arguments.sample_steps, state.step, run):
-        write_samples(run, state)
+        if samples or _is_last(run, state):
+            keep_samples(run, state, texts)
     state.turned = state.step
     return True
 

@@ -7,21 +7,14 @@ from stylegen.blocks import TokenStream
 from stylegen.runtime import asked_once, logger
 from stylegen.style import StyleReference, Written
 from stylegen.train.state import Run, State, axes, watch
-from stylegen.train.turn import write
 
 LARGEST_TEXT = 50_000_000  # tokens: the n-grams of a longer one would take gigabytes of memory
 
 
-def measure_style(run: Run, state: State) -> None:
-    """Let the model write, measure that, and log `style/*`. A collective."""
-    arguments = run.arguments
-    prompts = arguments.sample_prompts
-    each = -(-arguments.style_samples // len(prompts))
-    pairs = write(run, prompts, each)[: arguments.style_samples]
-    run.watchdog.rest()
-    values = asked_once(run.accelerator, lambda: _measured(run, [Written(*pair) for pair in pairs]))
-    if not values:
-        return
+def measure_style(run: Run, state: State, texts: list[tuple[str, str]]) -> None:
+    """Measure texts that `turn.write` wrote, and log `style/*`. A collective."""
+    chosen = [Written(*pair) for pair in texts[: run.arguments.style_samples]]
+    values = asked_once(run.accelerator, lambda: _measured(run, chosen))
     run.tracker.log({**values, **axes(run, state)})
     if state.step > 0:  # the baseline is no candidate
         watch(run, state, values)

@@ -1,8 +1,8 @@
 """What is done between two steps when it is due: evaluation, samples, checkpoint. Each is a collective."""
 
+import itertools
 import math
 import shutil
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -72,49 +72,49 @@ def _keep_best(run: Run, values: dict[str, Any]) -> bool:
     return not any(errors)
 
 
-def write_samples(run: Run, state: State) -> None:
-    """Let the model write from the fixed prompts, into samples/ and to the trackers. A collective."""
+def write(run: Run, count: int) -> list[tuple[str, str]]:
+    """(prompt, continuation) of `count` texts by the model as it is, its prompts in turn. A collective.
+
+    They are drawn from the same numbers every time. Empty on ranks that only wait for the first one.
+    """
+    run.watchdog.rest()
+    run.saver.wait()  # writing changes the model's settings for a while
+    arguments, together = run.arguments, cuts_weights(run.accelerator)
+    pairs: list[tuple[str, str]] = []
+    if run.accelerator.is_main_process or together:
+        settings = SamplingSettings(
+            max_new_tokens=arguments.sample_max_new_tokens,
+            temperature=arguments.sample_temperature,
+            seed=SAMPLE_SEED,
+        )
+        prompts = list(itertools.islice(itertools.cycle(arguments.sample_prompts), count))
+        with run.accelerator.autocast(), callable_inside(run.accelerator, run.model):
+            texts = write_texts(
+                run.base_model, run.tokenizer, prompts, settings, together=together, batch_size=BATCH_SIZE
+            )
+            pairs = list(texts)
+    run.accelerator.wait_for_everyone()
+    return pairs
+
+
+def keep_samples(run: Run, state: State, pairs: list[tuple[str, str]]) -> None:
+    """Put texts that `write` wrote into samples/, one a prompt, and hand them to the trackers."""
+    if not run.accelerator.is_main_process:
+        return
     arguments = run.arguments
-    texts = [prompt + continuation for prompt, continuation in write(run, arguments.sample_prompts)]
+    texts = [prompt + continuation for prompt, continuation in pairs[: len(arguments.sample_prompts)]]
     header = (
         f"# step {state.step}, epoch {state.step / run.steps_per_epoch:.2f}, seed {SAMPLE_SEED}, "
         f"temperature {arguments.sample_temperature:g}, {arguments.sample_max_new_tokens} tokens, "
         f"prompts {arguments.sample_prompts}\n"
     )
-    if run.accelerator.is_main_process:
-        path = run.directory / "samples" / f"step-{state.step:06d}.txt"
-        try:
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(header + "\n====\n".join(texts) + "\n", encoding="utf-8")
-        except OSError as error:
-            logger.warning(f"warning: {path} could not be written: {error}; the training goes on")
-        run.tracker.log_samples(state.step, texts)
-
-
-def write(run: Run, prompts: Sequence[str], num_return_sequences: int = 1) -> list[tuple[str, str]]:
-    """(prompt, continuation) of texts by the model as it is, drawn from the same numbers every time. A collective.
-
-    Empty on ranks that only wait for the first one.
-    """
-    run.watchdog.rest()
-    run.saver.wait()  # writing changes the model's settings for a while
-    together = cuts_weights(run.accelerator)
-    pairs: list[tuple[str, str]] = []
-    if run.accelerator.is_main_process or together:
-        settings = SamplingSettings(
-            max_new_tokens=run.arguments.sample_max_new_tokens,
-            temperature=run.arguments.sample_temperature,
-            seed=SAMPLE_SEED,
-        )
-        with run.accelerator.autocast(), callable_inside(run.accelerator, run.model):
-            pairs = list(
-                write_texts(
-                    run.base_model, run.tokenizer, prompts, settings, together=together,
-                    num_return_sequences=num_return_sequences, batch_size=BATCH_SIZE,
-                )
-            )  # fmt: skip
-    run.accelerator.wait_for_everyone()
-    return pairs
+    path = run.directory / "samples" / f"step-{state.step:06d}.txt"
+    try:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(header + "\n====\n".join(texts) + "\n", encoding="utf-8")
+    except OSError as error:
+        logger.warning(f"warning: {path} could not be written: {error}; the training goes on")
+    run.tracker.log_samples(state.step, texts)
 
 
 def save(run: Run, state: State) -> None:
