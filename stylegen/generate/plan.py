@@ -46,7 +46,9 @@ class Plan:
         """The row of one text, which is empty still: its prompt, and all that decides what will be written."""
         row: Row = {"prompt": prompt, "text": "", "number": number, "temperature": temperature}
         row |= {name: getattr(self.arguments, name) for name in DECIDING} | changes
-        row |= {"checkpoint": self.arguments.checkpoints[0], "checkpoint_step": self.arguments.checkpoint}
+        row["checkpoint"] = self.arguments.checkpoints[0]
+        if self.arguments.checkpoint != "best":
+            row["checkpoint_step"] = self.arguments.checkpoint
         return {name: value for name, value in row.items() if value is not None}
 
     def rows(self, first: int = 0) -> Iterator[Row]:

@@ -19,6 +19,7 @@ from transformers.integrations import unset_hf_deepspeed_config
 from stylegen.config import UsageError, first_line
 from stylegen.config.launcher import launcher_process, uses_cpu, uses_deepspeed, uses_fsdp
 from stylegen.config.processes import local_rank, local_world_size, rank, world_size
+from stylegen.optim import cpu_multiplies_bf16
 
 RENDEZVOUS_SECONDS = 100
 
@@ -200,4 +201,4 @@ def _is_launchers_choice() -> bool:
 def _multiplies_bf16() -> bool:
     if torch.cuda.is_available() and not uses_cpu():
         return torch.cuda.get_device_capability()[0] >= 8
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return cpu_multiplies_bf16()

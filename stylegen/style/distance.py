@@ -5,8 +5,7 @@ Computing 17(3), 2002: the shares of the most frequent words, each as a z-score;
 of two texts' z-scores. Four choices are ours, each against something that would be taken for style:
 
 - A window is not one long passage but 20 short ones, taken at equal steps from the whole text. Samples are short, so a
-  window of them mixes subjects, which a long passage of the author does not: such mixtures of his own pages came out
-  nearer to him than his next play.
+  window of them mixes subjects, which a long passage of the author does not, and small samples of his own came out far.
 - A generated window is the mean of the whole text with the scatter that the author's windows have. A text in which
   frequent words are rarer than in his scatters less, and gibberish came out no farther than a trained model's text.
 - Windows are compared with a mean of windows: one window's own noise would hide what is looked for.
@@ -98,7 +97,7 @@ class Delta:
         means = self._z(counts / (len(passages) * (self._window // PASSAGES)))
         own = (passages.var(0) / (self._window // PASSAGES * self._scale) ** 2).mean() / len(passages)
         scatter = np.sqrt(max(1 - own, 0)) * self._scatter[:: max(len(self._scatter) // num_windows, 1)]
-        return np.array([np.median(_delta(mean + scatter, self._profile)) for mean in means])
+        return np.median(_delta(means[:, None] + scatter, self._profile), axis=1)
 
     def _passages(self, chunks: Chunks) -> tuple[np.ndarray, int]:
         """(how often each feature stands in each passage, (passages, features); how long the text is)."""
@@ -135,4 +134,4 @@ def _most_frequent(chunks: Chunks) -> np.ndarray:
 
 def _delta(windows: np.ndarray, profile: np.ndarray) -> np.ndarray:
     """Burrows's Delta of each row of z-scores to a profile."""
-    return np.abs(windows - profile).mean(1)
+    return np.abs(windows - profile).mean(-1)
