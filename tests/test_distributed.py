@@ -53,6 +53,7 @@ def test_zero_gives_the_numbers_of_one_process(model_type):
     benchmark("topologies.py", "--model_type", model_type, "--only", *stages)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_more_and_fewer_processes():
     benchmark("resume_elsewhere.py", "--only", "DDP")
 
@@ -129,6 +130,7 @@ def test_a_sharded_run_writes_the_samples_and_the_model_of_one_process(config, t
     assert json.loads((tmp_path / "two/environment.json").read_text())["world_size"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", SHARDED)
 def test_bf16_keeps_fp32_weights_and_an_exact_sum(config, launch, tmp_path):
     """Neither is what Accelerate does by itself: FSDP would hand out the loss in bf16, DeepSpeed round the weights."""
@@ -221,6 +223,7 @@ def test_a_batch_that_the_processes_cannot_divide_is_refused_with_the_arithmetic
     )
 
 
+@pytest.mark.slow
 def test_machines_with_different_numbers_of_processes_are_refused(tmp_path, text_file):
     torchrun = [str(Path(sys.executable).parent / "torchrun"), "--nnodes", "2", "--master_addr", "127.0.0.1"]
     port = str(21000 + os.getpid() % 9000)

@@ -65,6 +65,7 @@ def test_our_deepspeed_files_leave_everything_to_the_run(path, deepspeed):
     check_launcher(TrainArguments())
 
 
+@pytest.mark.slow
 def test_the_two_single_process_configurations_train(command, text_file):
     accelerate = os.path.join(os.path.dirname(sys.executable), "accelerate")
     for name in ("cpu", "single_gpu"):

@@ -157,9 +157,11 @@ def test_merged_at_the_end_it_is_a_plain_model_and_the_run_can_go_on(train, base
     assert not (merged / "config.json").exists() and not (merged / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize("config", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow),
-                                    pytest.param("zero2", marks=pytest.mark.deepspeed),
-                                    pytest.param("zero3", marks=pytest.mark.deepspeed)])  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "config",
+    ["ddp", "fsdp", *(pytest.param(each, marks=pytest.mark.deepspeed) for each in ("zero2", "zero3"))],
+)
 def test_two_processes_give_the_losses_of_one(train, base, launch, text_file, tmp_path, config):
     tuning = (
         "--model_name_or_path",

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,10 @@ SMALL = ("--max_train_steps", "2", "--vocab_size", "300", "--block_size", "32", 
 # The commands as README shows them; each is run below, those of presets with a model that is small and local.
 TRAIN = "python run_clm.py configs/quickstart.yaml --train_file mine.txt --output_dir out/mine"
 TUNE = "python run_clm.py configs/finetune_gpt2.yaml --train_file mine.txt --output_dir out/tuned"
+ADAPT = "python run_clm.py configs/finetune_lora.yaml --train_file mine.txt --output_dir out/adapter"
+COMPARE = 'python generate.py out/mine out/adapter --prompt "ROMEO" "To be" --compare out/compare.html'
+SAMPLE = "python generate.py out/mine --num_samples 50 --output out/mine.jsonl"
+MEASURE = "python -m stylegen.style --train mine.txt --texts out/mine.jsonl"
 LAUNCH = (
     "accelerate launch --config_file configs/accelerate/ddp.yaml --num_processes 2 "
     "run_clm.py configs/scratch_gpt2_small.yaml --train_file texts/ --output_dir out/gpt2"
@@ -65,7 +70,7 @@ def place(tmp_path_factory):
 
 
 def test_every_command_is_accounted_for():
-    assert set(COMMANDS) == {TRAIN, TUNE, LAUNCH, SUBMIT, WRITE, *MAKE}
+    assert set(COMMANDS) == {TRAIN, TUNE, ADAPT, COMPARE, SAMPLE, MEASURE, LAUNCH, SUBMIT, WRITE, *MAKE}
 
 
 def test_training_on_a_file(place):
@@ -77,6 +82,20 @@ def test_writing(place):
     assert run(
         place, "python", "generate.py", "out/quickstart", "--prompt", "ROMEO", "--seed", "1"
     ).startswith("ROMEO")
+
+
+def test_an_adapter_is_compared_and_texts_are_measured(place):
+    small = ("--model_name_or_path", "out/quickstart", "--block_size", "16", "--max_train_steps", "2")
+    run(place, *ADAPT.split(), *small, "--cache_dir", "cache")
+    assert (place / "out/adapter/adapter_model.safetensors").exists()
+    # What README trains first is here the short run of the quickstart.
+    compare, sample, measure = (
+        shlex.split(command.replace("out/mine ", "out/quickstart ")) for command in (COMPARE, SAMPLE, MEASURE)
+    )
+    run(place, *compare, "--max_new_tokens", "20")
+    assert "To be" in (place / "out/compare.html").read_text()
+    run(place, *sample, "--max_new_tokens", "40")
+    assert "mine.jsonl" in run(place, *measure)
 
 
 def test_fine_tuning_preset(place):

@@ -53,29 +53,20 @@ def test_a_run_stops_when_it_copies_more_than_is_allowed(train, tmp_path, capsys
     """A short text, learnt by heart: what is copied rises above the limit, and the run ends there, evaluated."""
     text = tmp_path / "short.txt"
     text.write_text(make_text(5))
-    flags = (
-        "--train_file",
-        str(text),
-        "--validation_file",
-        str(text),
-        "--max_train_steps",
-        "400",
-        "--eval_steps",
-        "400",
+    words = (
+        "--max_train_steps 400 --eval_steps 400 --checkpointing_steps end --learning_rate 1e-2 "
+        "--per_device_train_batch_size 4 --block_size 128 --sample_max_new_tokens 100 --sample_temperature 0.1 "
+        "--style_steps 40 --style_samples 1 --early_stopping_metric style/copy_rate --early_stopping_threshold 0.5"
     )
-    flags += ("--learning_rate", "1e-2", "--per_device_train_batch_size", "4", "--sample_temperature", "0.1", "--block_size", "128",
-              "--sample_max_new_tokens", "100")  # fmt: skip
-    flags += ("--style_steps", "40", "--style_samples", "1", "--early_stopping_metric", "style/copy_rate")
-    folder = train("run", *flags, "--early_stopping_threshold", "0.5", "--checkpointing_steps", "end")
+    flags = ("--train_file", str(text), "--validation_file", str(text), *words.split())
+    folder = train("run", *flags)
     last = style_rows(folder)[-1]
     assert last["style/copy_rate"] > 0.5 and last["train/global_step"] < 400
     assert all(row["style/copy_rate"] <= 0.5 for row in style_rows(folder)[:-1])
     assert evaluations(folder)[-1]["train/global_step"] == last["train/global_step"]
     assert (folder / "model.safetensors").exists()
     assert "of its 8-grams stand in the training text" in capsys.readouterr().out
-    train(
-        "run", *flags, "--early_stopping_threshold", "0.5", "--checkpointing_steps", "end"
-    )  # it is finished
+    train("run", *flags)  # it is finished
     assert "finished at step" in capsys.readouterr().err
 
 
@@ -84,7 +75,8 @@ def test_the_loss_may_have_a_limit_too(train):
     assert [row["train/global_step"] for row in evaluations(folder)] == [0, 2]
 
 
-@pytest.mark.parametrize("config", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["ddp", "fsdp"])
 def test_several_processes_measure_the_same(train, launch, tmp_path, config):
     one = train("one", *STEPS, *STYLE, "--total_batch_size", "8")
     code, _, log = launch(
