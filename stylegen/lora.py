@@ -33,6 +33,12 @@ def add_adapter(model: PreTrainedModel, arguments: TrainArguments, checkpoint: P
     assert arguments.lora_r and arguments.model_name_or_path
     # "all-linear" is PEFT's word for all of them but the output layer.
     targets = arguments.lora_target_modules or "all-linear"
+    head = model.get_output_embeddings()
+    output = next((name for name, part in model.named_modules() if part is head), "")
+    if output.rpartition(".")[2] in arguments.lora_target_modules:
+        raise UsageError(
+            f"lora_target_modules names the output layer, {output}, which an adapter leaves as it is; leave it out"
+        )
     config = LoraConfig(
         r=arguments.lora_r,
         lora_alpha=arguments.lora_alpha or 2 * arguments.lora_r,  # type: ignore[arg-type]

@@ -599,3 +599,19 @@ def test_the_command_says_what_is_missing(tmp_path, model_folder, capsys):
     assert capsys.readouterr().err.startswith("error: give a checkpoint and a folder to write: ")
     assert main([str(tmp_path), str(tmp_path / "out")]) == 2
     assert "holds no model; looked for: run directory" in capsys.readouterr().err
+
+
+def test_a_folder_beside_the_written_one_is_left_alone(model_folder, tmp_path):
+    (tmp_path / "plain.old").mkdir()
+    (tmp_path / "plain.old" / "mine.txt").write_text("mine")
+    (tmp_path / "plain").mkdir()
+    export(str(model_folder), SourceArguments(), tmp_path / "plain")
+    assert (tmp_path / "plain/config.json").exists() and (tmp_path / "plain.old/mine.txt").exists()
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_model_is_loaded(model_folder, tmp_path, capsys):
+    from stylegen.export.__main__ import main
+
+    (tmp_path / "file").write_text("")
+    assert main([str(model_folder), str(tmp_path / "file" / "out")]) == 2
+    assert "cannot be a folder" in capsys.readouterr().err

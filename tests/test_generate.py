@@ -177,6 +177,14 @@ def test_a_file_of_something_else_is_left_alone(write, line):
     assert "row 1 is no text of generate.py" in log
 
 
+def test_a_file_without_a_line_end_is_left_alone_too(write, tmp_path):
+    """It is no torn row: the prompts themselves, for example."""
+    (tmp_path / "p.jsonl").write_text('{"prompt": "hello"}')
+    code, _, error = write("--prompt_file", "p.jsonl", "--output", "p.jsonl")
+    assert code == 2 and "ends in a line that is no text of this command" in error
+    assert (tmp_path / "p.jsonl").read_text() == '{"prompt": "hello"}'
+
+
 def test_more_texts_can_be_asked_for_later(write):
     write("--output", "a.jsonl", "--num_samples", "3")
     three = Path("a.jsonl").read_bytes()

@@ -1,11 +1,12 @@
 """LoRA: an adapter trained beside a frozen model, against plain PEFT, through stops, and on every topology."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from conftest import evaluations, make_text, metrics, training_losses
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_invariants import stopped_after
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -205,6 +206,75 @@ def test_flags_that_cannot_work_are_refused(flags, words):
     )
     with pytest.raises(UsageError, match=words):
         check_arguments(arguments)
+
+
+def test_another_base_model_under_the_same_name_is_refused(train, base, tmp_path, capsys):
+    mine = tmp_path / "mine"
+    shutil.copytree(base, mine)
+    flags = ("--model_name_or_path", str(mine), *BATCH, *LORA, "--lr_scheduler_type", "constant")
+    train("run", *flags, "--max_train_steps", "2", tiny=False)
+    weights = load_file(mine / "model.safetensors")
+    save_file(
+        {name: 2 * value for name, value in weights.items()}, mine / "model.safetensors", {"format": "pt"}
+    )
+    train("run", *flags, "--max_train_steps", "4", tiny=False, code=2)
+    assert "the base model is not that of" in capsys.readouterr().err
+
+
+def test_a_finished_adapter_is_merged_when_that_is_asked_for_later(train, base):
+    flags = ("--model_name_or_path", str(base), *BATCH, *LORA, "--max_train_steps", "2")
+    folder = train("run", *flags, tiny=False)
+    (folder / "model_notes").mkdir()
+    (folder / "adapter_notes.txt").write_text("mine")
+    train("run", *flags, "--merge_lora", tiny=False)
+    assert (folder / "config.json").exists() and not (folder / "adapter_config.json").exists()
+    assert not (folder / "adapter_model.safetensors").exists() and not (folder / "best").exists()
+    assert (folder / "model_notes").is_dir() and (
+        folder / "adapter_notes.txt"
+    ).exists()  # files of others stay
+
+
+def test_the_base_model_is_not_deleted_with_the_directory_of_the_run(tmp_path):
+    base = tmp_path / "run"
+    base.mkdir()
+    flags = (
+        "--model_name_or_path",
+        str(base),
+        "--output_dir",
+        str(base),
+        "--lora_r",
+        "4",
+        "--overwrite_output_dir",
+    )
+    arguments = parse_arguments(
+        TrainArguments, ["--train_file", "t.txt", *flags], positional="preset", usage=""
+    )
+    with pytest.raises(UsageError, match="overwrite_output_dir would delete"):
+        check_arguments(arguments)
+
+
+def test_the_output_layer_is_left_as_it_is(train, base, capsys):
+    flags = ("--model_name_or_path", str(base), *BATCH, *LORA, "--lora_target_modules", "lm_head", "c_attn")
+    train("tuned", *flags, "--max_train_steps", "1", tiny=False, code=2)
+    assert "lora_target_modules names the output layer, lm_head" in capsys.readouterr().err
+
+
+def test_an_adapter_of_the_output_layer_leaves_a_tied_embedding_alone(base, tmp_path):
+    from stylegen.config import SourceArguments
+    from stylegen.export import load_for_writing
+
+    torch.manual_seed(1)
+    config = peft.LoraConfig(
+        r=2, target_modules=["lm_head", "c_attn"], init_lora_weights=False, fan_in_fan_out=False
+    )
+    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        expected = model.eval()(ids).logits
+    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    written, _ = load_for_writing(str(tmp_path / "adapter"), SourceArguments(), torch.device("cpu"))
+    with torch.no_grad():
+        assert torch.allclose(written(ids).logits, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_layers_that_are_not_there_are_refused_with_those_that_are(train, base, capsys):

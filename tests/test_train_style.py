@@ -70,9 +70,21 @@ def test_a_run_stops_when_it_copies_more_than_is_allowed(train, tmp_path, capsys
     assert "finished at step" in capsys.readouterr().err
 
 
-def test_the_loss_may_have_a_limit_too(train):
-    folder = train("run", *STEPS, "--early_stopping_threshold", "0.1")
-    assert [row["train/global_step"] for row in evaluations(folder)] == [0, 2]
+def test_a_run_goes_on_with_another_metric_to_stop_by(train):
+    """What was watched before is nothing to compare the new metric with."""
+    flags = (*STYLE, "--logging_steps", "2", "--eval_steps", "2", "--lr_scheduler_type", "constant")
+    train("run", *flags, "--max_train_steps", "2")
+    by_style = ("--early_stopping_metric", "style/copy_rate", "--early_stopping_threshold", "0.99")
+    folder = train("run", *flags, *by_style, "--max_train_steps", "4")
+    assert evaluations(folder)[-1]["train/global_step"] == 4
+
+
+def test_a_text_without_words_trains_all_the_same(train, tmp_path, capsys):
+    text = tmp_path / "map.txt"
+    text.write_text("#..##.#.\n" * 300)
+    folder = train("run", *STEPS, *STYLE, "--train_file", str(text))
+    assert not style_rows(folder) and (folder / "model.safetensors").exists()
+    assert capsys.readouterr().err.count("no style is measured: the training text has no word in it") == 1
 
 
 @pytest.mark.slow
@@ -94,6 +106,10 @@ def test_several_processes_measure_the_same(train, launch, tmp_path, config):
     "flags, words",
     [
         (("--early_stopping_metric", "style/copy_rate"), "needs --early_stopping_threshold"),
+        (
+            ("--early_stopping_threshold", "0.01", "--early_stopping_patience", "1"),
+            "is a limit for style/copy_rate",
+        ),
         (
             (
                 "--early_stopping_metric",

@@ -116,17 +116,18 @@ def write_manifest(folder: Path, values: dict[str, Any], files: dict[str, dict[s
 def put_in_place(temporary: Path, final: Path) -> None:
     """Give a finished folder its name; one that had it before is there until then, under another one."""
     old = final.with_name(final.name + OLD)
-    if final.exists():
+    if replaces := final.exists():
         shutil.rmtree(old, ignore_errors=True)
         os.rename(final, old)
     try:
         os.rename(temporary, final)
     except OSError:
-        if old.exists():
+        if replaces:
             os.rename(old, final)
         raise
     sync(final.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    if replaces:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def recover_folders(run_dir: Path) -> None:

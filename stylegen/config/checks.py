@@ -235,6 +235,11 @@ def _check_training(arguments: TrainArguments) -> None:
 def _check_stopping(arguments: TrainArguments) -> None:
     metric = arguments.early_stopping_metric
     never = arguments.style_steps == "never" or not arguments.style_samples
+    if metric == "eval/loss" and arguments.early_stopping_threshold is not None:
+        raise UsageError(
+            "early_stopping_threshold is a limit for style/copy_rate or style/distance, above which a run stops; name "
+            "one with --early_stopping_metric, or give --early_stopping_patience alone"
+        )
     if metric != "eval/loss" and never:
         raise UsageError(
             f"early_stopping_metric {metric} is never measured; give --style_steps and --style_samples"
@@ -261,6 +266,12 @@ def _check_lora(arguments: TrainArguments) -> None:
     if not arguments.model_name_or_path:
         raise UsageError(
             "lora_r trains an adapter for a pretrained model; give that with --model_name_or_path"
+        )
+    base, out = Path(arguments.model_name_or_path).resolve(), arguments.output_path.resolve()
+    if arguments.overwrite_output_dir and base.is_relative_to(out):
+        raise UsageError(
+            f"overwrite_output_dir would delete {arguments.model_name_or_path}, which the adapter needs; choose "
+            f"another --output_dir"
         )
     if arguments.gguf_file:
         raise UsageError(

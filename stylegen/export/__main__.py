@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stylegen.config import ExportArguments, UsageError, parse_arguments, run_command, stay_local
+from stylegen.config.writing import check_writable
 
 USAGE = """python -m stylegen.export CHECKPOINT OUT [--flag value ...]
 
@@ -23,6 +24,8 @@ def _export(argv: list[str]) -> None:
     if len(arguments.paths) != 2:
         raise UsageError("give a checkpoint and a folder to write: python -m stylegen.export CHECKPOINT OUT")
     stay_local(arguments)
+    out = Path(arguments.paths[1]).expanduser()
+    check_writable(out.absolute().parent, "the folder of OUT")
     os.environ.setdefault(
         "DS_ACCELERATOR", "cpu"
     )  # DeepSpeed, if it is there, would say on stdout what it found
@@ -31,7 +34,7 @@ def _export(argv: list[str]) -> None:
 
     start_logging(is_main=True)
     apply_speed_settings()
-    print("\n".join(export(arguments.paths[0], arguments, Path(arguments.paths[1]).expanduser())))
+    print("\n".join(export(arguments.paths[0], arguments, out)))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stylegen.config import UsageError, first_line
@@ -85,10 +86,17 @@ def _merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
             model
         ):  # words were added to the base, and the adapter has them all
             model.resize_token_embeddings(rows[0])
+        embedded: Any = model.get_input_embeddings()
+        output: Any = model.get_output_embeddings()
+        if output is not None and output.weight is embedded.weight:
+            head = next(name for name, part in model.named_modules() if part is output)
+            if any(f".{head}.lora_" in name for name in weights):  # the embedding is not to change with it
+                output.weight = nn.Parameter(output.weight.detach().clone())
         with warnings.catch_warnings(action="ignore"):
-            adapted = PeftModel.from_pretrained(model, str(adapter), torch_device="cpu")
+            adapted: Any = PeftModel.from_pretrained(model, str(adapter), torch_device="cpu")
+        has_layers = any(name.endswith(".base_layer.weight") for name in weights)
         # Asked to find out by itself whether the embedding belongs to it, PEFT would look for the base on the hub.
-        wanted = get_peft_model_state_dict(adapted, save_embedding_layers=bool(rows))
+        wanted = get_peft_model_state_dict(adapted, save_embedding_layers=bool(rows) or has_layers)
         if odd := sorted(wanted.keys() ^ weights.keys()):
             what = (
                 f"it lacks {odd[0]}" if odd[0] in wanted else f"the base model has no place for its {odd[0]}"

@@ -14,7 +14,7 @@ from stylegen.config import UsageError
 from stylegen.config.commands import SourceArguments
 from stylegen.export import accelerate_state, adapter, folder, gguf, keras, nanogpt, tensorflow, zero
 from stylegen.export.find import CONFIG, choose_checkpoint, local_path
-from stylegen.model import embedding_rows, num_parameters, save_model
+from stylegen.model import context_length, embedding_rows, num_parameters, save_model
 from stylegen.tokenizer import num_ids
 
 # In the order in which they are looked for: a folder may hold several, such as an adapter beside its base model.
@@ -87,6 +87,8 @@ def export(name: str, source: SourceArguments, out: Path) -> list[str]:
                 f"{out} is not written: what Transformers reads back is another model, whose logits differ by "
                 f"{difference:.1e} of the largest"
             )
+        if out.is_dir():
+            out.rmdir()  # it is empty
         put_in_place(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -119,9 +121,14 @@ def _load(
 @torch.no_grad()
 def _difference(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, written: Path) -> float:
     """Of the logits of the written model from those of `model`, over the largest; infinite for another tokenizer."""
-    if AutoTokenizer.from_pretrained(str(written)).get_vocab() != tokenizer.get_vocab():
+    if (
+        AutoTokenizer.from_pretrained(str(written), trust_remote_code=False).get_vocab()
+        != tokenizer.get_vocab()
+    ):
         return float("inf")
-    again = AutoModelForCausalLM.from_pretrained(str(written), dtype=model.dtype).eval()
-    ids = torch.arange(min(16, embedding_rows(model)))[None]
+    again = AutoModelForCausalLM.from_pretrained(
+        str(written), dtype=model.dtype, trust_remote_code=False
+    ).eval()
+    ids = torch.arange(min(16, embedding_rows(model), context_length(model) or 16))[None]
     logits, others = (each(input_ids=ids).logits.float() for each in (model, again))
     return float((logits - others).abs().max() / logits.abs().max())

@@ -64,6 +64,15 @@ def _find_progress(path: Path, plan: Plan) -> _Progress:
                     f"begin it anew with --overwrite_output"
                 )
             progress.texts, progress.size = progress.texts + 1, progress.size + len(line)
+        file.seek(progress.size)
+        torn = file.read()
+    row = next(expected, None)
+    head = json.dumps(row, ensure_ascii=False).partition('"text": "')[0].encode() if row else b""
+    if torn and not (row and (torn.startswith(head) or head.startswith(torn))):
+        raise UsageError(
+            f"output {path} ends in a line that is no text of this command; choose another file, or begin it anew with "
+            f"--overwrite_output"
+        )
     return progress
 
 

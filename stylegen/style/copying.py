@@ -12,6 +12,8 @@ _MOST_PLACES = (
     1000  # of one run that are followed to find longer ones: a refrain must not take quadratic time
 )
 
+_MOST_PAIRS = 5_000_000  # in memory at once; a text full of refrains is followed to fewer of their places
+
 
 class CopyIndex:
     """The runs of a training text: `ids` int32 (N,), words numbered from 1, BORDER between documents."""
@@ -45,7 +47,8 @@ class CopyIndex:
         """
         hits = np.flatnonzero(runs)
         first = np.searchsorted(self._runs, runs[hits])
-        counts = np.minimum(np.searchsorted(self._runs, runs[hits], side="right") - first, _MOST_PLACES)
+        most = min(_MOST_PLACES, max(1, _MOST_PAIRS // max(len(hits), 1)))
+        counts = np.minimum(np.searchsorted(self._runs, runs[hits], side="right") - first, most)
         text = np.repeat(hits, counts)
         if not len(text):
             return 0, 0

@@ -20,8 +20,9 @@ RECORDS = (
     "report.html",
     "README.md",
 )
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 MODEL_FILES = (
-    "config.json", "generation_config.json", "model*.safetensors*", "adapter_config.json", "adapter_model.safetensors",
+    "config.json", "generation_config.json", "model*.safetensors*", *ADAPTER_FILES,
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*",
     "additional_chat_templates",
 )  # fmt: skip
@@ -68,7 +69,8 @@ def clear_leftovers(folder: Path) -> None:
     )
 
     clear_unfinished(folder)
-    shutil.rmtree(folder / "best.tmp", ignore_errors=True)
+    for path in folder.glob("best.tmp*"):
+        shutil.rmtree(path, ignore_errors=True)
     (folder / STOP_FILE).unlink(missing_ok=True)  # to start is to want it to run
 
 
@@ -94,12 +96,11 @@ def promote_best(folder: Path) -> None:
 
     (best / MANIFEST).unlink(missing_ok=True)
     # The one before may have been an adapter, or a whole model.
-    for new, old in (
-        ("config.json", "adapter_*"),
-        ("adapter_config.json", "config.json"),
-        ("adapter_config.json", "model*"),
+    for new, olds in (
+        ("config.json", ADAPTER_FILES),
+        ("adapter_config.json", ("config.json", "model*.safetensors*")),
     ):
-        for path in folder.glob(old) if (best / new).is_file() else ():
+        for path in [path for old in olds for path in folder.glob(old)] if (best / new).is_file() else ():
             path.unlink()
     # Weights first: a folder whose config.json is new has new weights too.
     for path in sorted(best.iterdir(), key=lambda path: path.name in DESCRIPTIONS):

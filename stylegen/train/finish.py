@@ -71,16 +71,18 @@ def promote(run: Run, state: State) -> None:
             )
             state.check_loss = best["check_loss"]
     if run.writes:
-        if run.arguments.merge_lora and (run.directory / BEST / ADAPTER).is_file():
-            _merge_best(run.directory)
+        places = (run.directory / BEST, run.directory)
+        adapted = next((place for place in places if (place / ADAPTER).is_file()), None)
+        if run.arguments.merge_lora and adapted:
+            _merge(adapted, run.directory)
         promote_best(run.directory)
 
 
-def _merge_best(folder: Path) -> None:
-    """Put a plain model, with its adapter merged in, in the place of the best one."""
+def _merge(adapted: Path, folder: Path) -> None:
+    """Put a plain model, with the adapter merged in, in the place of a run's best one."""
     temporary = folder / f"{BEST}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    export(str(folder / BEST), SourceArguments(), temporary)
+    export(str(adapted), SourceArguments(), temporary)
     put_in_place(temporary, folder / BEST)
 
 

@@ -65,7 +65,13 @@ def start_state(checkpoint: Path | None, run_dir: Path, accelerator: Accelerator
             f"the best model so far, of step {state.best_step}, is not in {run_dir}: it is looked for anew"
         )
         state = replace(
-            state, best_loss=None, best_step=None, check_loss=None, stale_evaluations=0, best_watched=None
+            state,
+            best_loss=None,
+            best_step=None,
+            check_loss=None,
+            stale_evaluations=0,
+            watched=None,
+            best_watched=None,
         )
     # The first rank has the loss sum of all.
     loss_sum = state.loss_sum if accelerator.is_main_process else 0.0

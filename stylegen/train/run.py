@@ -69,6 +69,8 @@ def loop(run: Run, state: State) -> str | None:
             if is_new and (last or reason or _is_due(arguments.checkpointing_steps, state.step, run)):
                 state.finished, state.stopped_by = last, None if last else reason
                 save(run, state)
+            if last and state.step < run.num_steps:
+                logger.info(f"stopped early after step {state.step}, by {arguments.early_stopping_metric}")
             if last or reason:
                 if error := run.saver.finish(goes_on=False):
                     raise RunError(

@@ -1,6 +1,7 @@
 """Everything a run consists of, built in the order in which it can go wrong; nothing is written before it is."""
 
 import contextlib
+import hashlib
 import math
 import os
 from dataclasses import asdict, replace
@@ -63,11 +64,11 @@ from stylegen.runtime import (
     start_logging,
     zero_stage,
 )
-from stylegen.sharding import undo_rounding
+from stylegen.sharding import undo_rounding, weight_checksums
 from stylegen.stop import StopRequest
 from stylegen.tokenizer import num_ids
 from stylegen.tracking import Tracker
-from stylegen.train import directory
+from stylegen.train import directory, style
 from stylegen.train.memory import fit_micro_batch
 from stylegen.train.resume import find_checkpoint, refuse_other_text, start_state
 from stylegen.train.state import Run, State
@@ -86,6 +87,7 @@ def set_up(
     seed_everything(arguments.seed)
     cache = _prepare_text(arguments, train_source, validation_source, accelerator)
     train_blocks, validation_blocks = cut_blocks(arguments, cache)
+    style.check_size(arguments, train_blocks)
     model = _build_model(arguments, config, cache, checkpoint)
     assert arguments.total_batch_size and arguments.learning_rate
     steps_per_epoch = math.ceil(len(train_blocks) / arguments.total_batch_size)
@@ -221,6 +223,11 @@ def _build_model(
     else:
         model = build_model(config, cache.tokenizer, **options)
     if arguments.lora_r:
+        # A checkpoint has the adapter alone.
+        digest = hashlib.sha256(weight_checksums(model).numpy().tobytes()).hexdigest()
+        cache.fingerprints["base model"] = digest
+        if checkpoint:
+            refuse_other_text(checkpoint, cache.fingerprints)
         add_adapter(model, arguments, checkpoint)
     if arguments.packing == "document":
         check_isolation(model)

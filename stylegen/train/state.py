@@ -35,7 +35,8 @@ class State:
     skipped_in_a_row: int = 0
     best_loss: float | None = None
     best_step: int | None = None
-    watched: float | None = None  # the last value of early_stopping_metric
+    watched_metric: str = "eval/loss"  # the early_stopping_metric of these three
+    watched: float | None = None  # its last value
     best_watched: float | None = None
     stale_evaluations: int = 0  # values of it since the best one
     finished: bool = False
@@ -94,8 +95,11 @@ def axes(run: Run, state: State) -> dict[str, float]:
 
 def watch(run: Run, state: State, values: dict[str, float]) -> None:
     """Note the value that early stopping goes by, if it is among these."""
-    if (value := values.get(run.arguments.early_stopping_metric)) is None:
+    metric = run.arguments.early_stopping_metric
+    if (value := values.get(metric)) is None:
         return
+    if metric != state.watched_metric:  # the run began with another one
+        state.watched_metric, state.best_watched, state.stale_evaluations = metric, None, 0
     state.watched = value
     if value < (math.inf if state.best_watched is None else state.best_watched):  # NaN is not
         state.best_watched, state.stale_evaluations = value, 0
@@ -105,6 +109,8 @@ def watch(run: Run, state: State, values: dict[str, float]) -> None:
 
 def stops_early(run: Run, state: State) -> bool:
     """Whether early stopping ends the run here."""
+    if state.watched_metric != run.arguments.early_stopping_metric:
+        return False
     patience, threshold = run.arguments.early_stopping_patience, run.arguments.early_stopping_threshold
     too_long = patience is not None and state.stale_evaluations >= patience
     return too_long or (threshold is not None and state.watched is not None and state.watched > threshold)

@@ -3,18 +3,30 @@
 from collections.abc import Iterator
 from itertools import pairwise
 
-from stylegen.blocks import TokenStream
+from stylegen.blocks import Blocks, TokenStream
+from stylegen.config import TrainArguments, UsageError
 from stylegen.runtime import asked_once, logger
-from stylegen.style import StyleReference, Written
+from stylegen.style import StyleMeasures, StyleReference, Written
 from stylegen.train.state import Run, State, axes, watch
 
 LARGEST_TEXT = 50_000_000  # tokens: the n-grams of a longer one would take gigabytes of memory
+
+
+def check_size(arguments: TrainArguments, blocks: Blocks) -> None:
+    """Raise UsageError if early stopping goes by the style, and the text is too long to measure it."""
+    if arguments.early_stopping_metric.startswith("style/") and len(blocks.stream.framed) > LARGEST_TEXT:
+        raise UsageError(
+            f"early_stopping_metric {arguments.early_stopping_metric} cannot be measured on more than {LARGEST_TEXT:,} "
+            f"tokens of training text; go by eval/loss"
+        )
 
 
 def measure_style(run: Run, state: State, texts: list[tuple[str, str]]) -> None:
     """Measure texts that `turn.write` wrote, and log `style/*`. A collective."""
     chosen = [Written(*pair) for pair in texts[: run.arguments.style_samples]]
     values = asked_once(run.accelerator, lambda: _measured(run, chosen))
+    if not values:
+        return
     run.tracker.log({**values, **axes(run, state)})
     if state.step > 0:  # the baseline is no candidate
         watch(run, state, values)
@@ -36,6 +48,16 @@ def is_due(run: Run, state: State, is_last: bool, evaluated: bool) -> bool:
 
 
 def _measured(run: Run, texts: list[Written]) -> dict[str, float]:
+    try:
+        return _measures(run, texts).metrics()
+    except UsageError as error:  # a text without words is no reason to stop
+        if not run.told_no_distance:
+            logger.info(f"no style is measured: {error}")
+        run.told_no_distance = True
+        return {}
+
+
+def _measures(run: Run, texts: list[Written]) -> StyleMeasures:
     if run.style is None:
         run.style = StyleReference.build(
             _documents(run, run.train_blocks.stream), _documents(run, run.validation_blocks.stream)
@@ -44,7 +66,7 @@ def _measured(run: Run, texts: list[Written]) -> dict[str, float]:
     if measures.distance is None and not run.told_no_distance:
         run.told_no_distance = True
         logger.info(f"no style/distance: {measures.too_little}; give more --style_samples")
-    return measures.metrics()
+    return measures
 
 
 def _documents(run: Run, stream: TokenStream) -> Iterator[tuple[str, str]]:
