@@ -47,7 +47,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
 
 class _MuonInFloat32(torch.optim.Muon):
-    """torch's Muon with its products in the type of the weights, for CPUs that multiply bf16 a hundred times slower."""
+    """torch's Muon with its products in the type of the weights, for CPUs that have to emulate bf16."""
 
     @torch.no_grad()
     def step(self, closure=None):

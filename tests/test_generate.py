@@ -264,33 +264,14 @@ def test_two_processes_write_the_same_file_as_one(write, folders, tmp_path):
 
 
 def test_a_sweep_writes_each_text_at_each_temperature_with_the_same_draws(write):
-    write(
-        "--prompt",
-        "a",
-        "b",
-        "--num_return_sequences",
-        "2",
-        "--temperature",
-        "0.5,1,1.5",
-        "--output",
-        "all.jsonl",
-    )
+    texts = ("--prompt", "a", "b", "--num_return_sequences", "2")
+    write(*texts, "--temperature", "0.5,1,1.5", "--output", "all.jsonl")
     rows = rows_of("all.jsonl")
     assert [(row["number"], row["prompt"], row["temperature"]) for row in rows] == [
         (number, "ab"[number // 2], heat) for number in range(4) for heat in (0.5, 1.0, 1.5)
     ]
     for heat in ("0.5", "1", "1.5"):
-        write(
-            "--prompt",
-            "a",
-            "b",
-            "--num_return_sequences",
-            "2",
-            "--temperature",
-            heat,
-            "--output",
-            f"{heat}.jsonl",
-        )
+        write(*texts, "--temperature", heat, "--output", f"{heat}.jsonl")
         assert rows_of(f"{heat}.jsonl") == [row for row in rows if row["temperature"] == float(heat)]
 
 

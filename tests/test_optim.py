@@ -227,7 +227,7 @@ def test_muon_moves_a_matrix_by_the_same_length_in_every_direction(name):
 
 
 def test_muon_in_float32_is_that_of_torch_but_for_rounding(monkeypatch):
-    """A processor without bf16 takes it, since it would need a hundred times as long for the other."""
+    """A processor without bf16 takes it, which emulates bf16 more than ten times slower."""
     from stylegen import optim
 
     after = {}

@@ -16,7 +16,7 @@ from stylegen.train import style
 from stylegen.train.finish import finish, promote
 from stylegen.train.health import compare_weights
 from stylegen.train.setup import set_up
-from stylegen.train.state import Run, State, stops_early
+from stylegen.train.state import Run, State, is_due, stops_early
 from stylegen.train.step import Stopwatch, log_training, train_step
 from stylegen.train.turn import evaluate_model, keep_samples, save, write
 
@@ -66,7 +66,7 @@ def loop(run: Run, state: State) -> str | None:
             if state.turned != state.step and not reason and not take_turn(run, state):
                 reason = run.stop.agreed(run.accelerator)
             last = _is_last(run, state) and state.turned == state.step
-            if is_new and (last or reason or _is_due(arguments.checkpointing_steps, state.step, run)):
+            if is_new and (last or reason or is_due(arguments.checkpointing_steps, state.step, run)):
                 state.finished, state.stopped_by = last, None if last else reason
                 save(run, state)
             if last and state.step < run.num_steps:
@@ -100,13 +100,13 @@ def take_turn(run: Run, state: State) -> bool:
     arguments = run.arguments
     evaluates = (
         _is_last(run, state)
-        or _is_due(arguments.eval_steps, state.step, run)
+        or is_due(arguments.eval_steps, state.step, run)
         or (state.step == 0 and arguments.eval_on_start)
     )
     if evaluates and not evaluate_model(run, state):
         return False
-    samples = _is_last(run, state) or _is_due(arguments.sample_steps, state.step, run)
-    measures = style.is_due(run, state, _is_last(run, state), evaluates)
+    samples = _is_last(run, state) or is_due(arguments.sample_steps, state.step, run)
+    measures = style.is_wanted(run, state, _is_last(run, state), evaluates)
     if samples or measures:
         texts = write(run, max(len(arguments.sample_prompts), arguments.style_samples if measures else 0))
         if measures:
@@ -134,10 +134,3 @@ def _start_trackers(run: Run) -> None:
 
 def _is_last(run: Run, state: State) -> bool:
     return state.step >= run.num_steps or stops_early(run, state)
-
-
-def _is_due(rhythm: int | str, step: int, run: Run) -> bool:
-    """Whether something done every `rhythm` steps, or "epoch", or only at the "end", is done after `step` steps."""
-    if rhythm == "end" or step == 0:
-        return False
-    return step % (run.steps_per_epoch if rhythm == "epoch" else int(rhythm)) == 0

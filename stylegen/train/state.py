@@ -93,6 +93,13 @@ def axes(run: Run, state: State) -> dict[str, float]:
     }
 
 
+def is_due(rhythm: int | str, step: int, run: Run) -> bool:
+    """Whether something done every `rhythm` steps, or "epoch", or only at the "end", is done after `step` steps."""
+    if rhythm == "end" or step == 0:
+        return False
+    return step % (run.steps_per_epoch if rhythm == "epoch" else int(rhythm)) == 0
+
+
 def watch(run: Run, state: State, values: dict[str, float]) -> None:
     """Note the value that early stopping goes by, if it is among these."""
     metric = run.arguments.early_stopping_metric

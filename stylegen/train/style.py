@@ -7,7 +7,7 @@ from stylegen.blocks import Blocks, TokenStream
 from stylegen.config import TrainArguments, UsageError
 from stylegen.runtime import asked_once, logger
 from stylegen.style import StyleMeasures, StyleReference, Written
-from stylegen.train.state import Run, State, axes, watch
+from stylegen.train.state import Run, State, axes, is_due, watch
 
 LARGEST_TEXT = 50_000_000  # tokens: the n-grams of a longer one would take gigabytes of memory
 
@@ -32,7 +32,7 @@ def measure_style(run: Run, state: State, texts: list[tuple[str, str]]) -> None:
         watch(run, state, values)
 
 
-def is_due(run: Run, state: State, is_last: bool, evaluated: bool) -> bool:
+def is_wanted(run: Run, state: State, is_last: bool, evaluated: bool) -> bool:
     """Whether the style is measured after this step; before the first one only of a pretrained model."""
     arguments = run.arguments
     rhythm = arguments.style_steps
@@ -40,11 +40,7 @@ def is_due(run: Run, state: State, is_last: bool, evaluated: bool) -> bool:
         return False
     if state.step == 0 and not arguments.model_name_or_path:
         return False
-    if is_last or rhythm == "eval":
-        return is_last or evaluated
-    if state.step == 0 or rhythm == "end":
-        return False
-    return state.step % (run.steps_per_epoch if rhythm == "epoch" else int(rhythm)) == 0
+    return is_last or (evaluated if rhythm == "eval" else is_due(rhythm, state.step, run))
 
 
 def _measured(run: Run, texts: list[Written]) -> dict[str, float]:
