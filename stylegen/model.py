@@ -1,15 +1,9 @@
-"""Build or load the model, and compute its loss: any causal language model of Transformers.
-
-`LanguageModelLoss` wraps the model so that logits never leave its forward pass: it takes our labels (already
-the next token of each input) and returns sums. Transformers' own loss shifts the labels and so skips a token a
-block, and its mean cannot be weighted over batches.
-"""
+"""Build or load the model: any causal language model of Transformers."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
@@ -18,6 +12,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.activations import FastGELUActivation, NewGELUActivation
 
 from stylegen.config import TrainArguments, UsageError, first_line
 from stylegen.config.checks import POSITION_KEYS, positions_of
@@ -25,38 +20,7 @@ from stylegen.lora import has_adapter, save_adapter
 from stylegen.tokenizer import num_ids
 from stylegen.trust import check_source, forget_code
 
-IGNORED = -100  # the label that the loss leaves out
 LARGEST_DEFAULT_BLOCK = 1024
-
-
-class LanguageModelLoss(nn.Module):
-    """A causal language model with its loss as one module, to be wrapped by DDP as a whole."""
-
-    def __init__(self, model: PreTrainedModel):
-        super().__init__()
-        self.model = model
-        # What Accelerate asks the outermost module for: the layers that are sharded one by one, and its width.
-        self._no_split_modules = list(model._no_split_modules or ())
-        self.config = model.config
-
-    def tie_weights(self) -> None:
-        """Tie the output layer to the embedding anew, where sharding has made new tensors of both."""
-        self.model.tie_weights()
-
-    def forward(
-        self, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(sum of cross-entropies in nats, number of right guesses) over the labels that are not ignored.
-
-        input_ids, labels  int64 (B, T); labels[b, t] is the token after input_ids[b, t], or IGNORED
-        position_ids       int64 (B, T) where documents share a block: they begin anew at 0 with each document
-        """
-        logits = _logits(self.model, input_ids, position_ids)  # (B, T, V)
-        flat, targets = logits.flatten(0, 1).float(), labels.flatten()
-        loss = F.cross_entropy(flat, targets, ignore_index=IGNORED, reduction="sum")
-        with torch.no_grad():
-            correct = (flat.argmax(-1) == targets).sum() if not self.training else targets.new_zeros(())
-        return loss, correct
 
 
 def check_isolation(model: PreTrainedModel) -> None:
@@ -92,9 +56,10 @@ def _leak(model: PreTrainedModel, first: int, second: int) -> bool:
     changed = torch.cat([(ids[:first] + 3) % count, ids[first:]])
     rows = torch.stack([positions, other_border]).to(model.device)
     behind = [
-        _logits(model, row.expand(2, -1).to(model.device), rows)[0, first:].float() for row in (ids, changed)
+        compute_logits(model, row.expand(2, -1).to(model.device), rows)[0, first:].float()
+        for row in (ids, changed)
     ]
-    alone = _logits(model, ids[None, first:].to(model.device), None)[0].float()
+    alone = compute_logits(model, ids[None, first:].to(model.device), None)[0].float()
     scale = float(alone.abs().max())
     same = torch.allclose(behind[0], behind[1], rtol=0, atol=1e-6 * scale)
     tolerance = 1e-4 if model.dtype == torch.float32 else 0.1
@@ -179,6 +144,7 @@ def load_model(
     if gguf_file:  # the weights are plain ones now
         model.hf_quantizer = None
         del model.config.quantization_config
+    fuse_activations(model)
     # Where <|endoftext|> also pads, this would keep it from being learnt; padding itself never counts in our loss.
     model.get_input_embeddings().padding_idx = None
     return model
@@ -236,7 +202,7 @@ def build_model(
             f"set num_key_value_heads in config_overrides"
         )
     try:
-        return AutoModelForCausalLM.from_config(
+        model = AutoModelForCausalLM.from_config(
             config,
             dtype=getattr(torch, dtype),
             attn_implementation=attn_implementation,
@@ -244,6 +210,19 @@ def build_model(
         )
     except Exception as error:
         raise UsageError(f"a {config.model_type} model cannot be built so: {first_line(error)}") from error
+    fuse_activations(model)
+    return model
+
+
+def fuse_activations(model: nn.Module) -> None:
+    """Put torch's own GELU in the place of those that Transformers writes out in eight operations, GPT-2's among them.
+
+    The same formula (D. Hendrycks, K. Gimpel, 2016, with the tanh) to rounding; the model's configuration stays.
+    """
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation | FastGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
 
 
 def fit_embedding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -306,6 +285,14 @@ def context_length(model: PreTrainedModel) -> int | None:
     return positions_of(model.config.get_text_config().to_dict())
 
 
+def compute_logits(
+    model: PreTrainedModel, input_ids: torch.Tensor, position_ids: torch.Tensor | None
+) -> torch.Tensor:
+    """(B, T, V). Without a cache and without an attention mask: only so are documents told apart by their positions."""
+    positions = {} if position_ids is None else {"position_ids": position_ids}
+    return model(input_ids=input_ids, use_cache=False, **positions).logits
+
+
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Matrices with weight decay; norms, biases and embeddings (tied output layer included) without.
 
@@ -341,14 +328,6 @@ def num_parameters(model: nn.Module) -> int:
 def num_trained(model: nn.Module) -> int:
     """Parameters that are trained: fewer where an adapter is."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
-def _logits(
-    model: PreTrainedModel, input_ids: torch.Tensor, position_ids: torch.Tensor | None
-) -> torch.Tensor:
-    """Without a cache and without an attention mask: only so are documents told apart by their positions."""
-    positions = {} if position_ids is None else {"position_ids": position_ids}
-    return model(input_ids=input_ids, use_cache=False, **positions).logits
 
 
 def _position_key(config) -> str | None:

@@ -14,7 +14,7 @@ def install(faults: str, rank: int, put=setattr) -> None:
     """Make the next training of this process have those faults that are of `rank`."""
     import torch
 
-    from stylegen.model import LanguageModelLoss
+    from stylegen.loss import LanguageModelLoss
     from stylegen.train import run as running
 
     todo = []

@@ -27,7 +27,8 @@ from stylegen.config import UsageError
 from stylegen.config.commands import SourceArguments
 from stylegen.export import export, find_model, load_for_writing
 from stylegen.export.zero import MODEL, OPTIMIZER
-from stylegen.model import LanguageModelLoss, build_model, save_model, scratch_config
+from stylegen.loss import LanguageModelLoss
+from stylegen.model import build_model, save_model, scratch_config
 from stylegen.tokenizer import train_tokenizer
 
 

@@ -769,7 +769,7 @@ def test_the_committed_checkpoint_is_small():
 
 RAISED = {
     "data": Fault(DATA, "raise", 5, rank=1),
-    "forward": Fault("stylegen.model:LanguageModelLoss.forward", "raise", 12, rank=1),
+    "forward": Fault("stylegen.loss:LanguageModelLoss.forward", "raise", 12, rank=1),
     "save": Fault(SETTLE, "raise", match=f"{SECOND}.tmp/optimizer", rank=1),
     "evaluation": Fault(EVALUATION, "raise", 2, rank=1),
 }

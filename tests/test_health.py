@@ -140,7 +140,7 @@ def test_row_10_the_document_with_the_sick_text_is_named(train, tmp_path, monkey
     texts[1] = texts[1][:1000] + "§" + texts[1][1000:]
     path = tmp_path / "planted.txt"
     path.write_text("<|endoftext|>".join(texts), encoding="utf-8")
-    from stylegen.model import LanguageModelLoss
+    from stylegen.loss import LanguageModelLoss
 
     original = LanguageModelLoss.forward
 

@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrain
 
 from stylegen.blocks import IGNORED
 from stylegen.config import UsageError
+from stylegen.loss import LanguageModelLoss
 from stylegen.model import (
-    LanguageModelLoss,
     build_model,
     context_length,
     default_block_size,

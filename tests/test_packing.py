@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from stylegen.blocks import PackedBlocks, TextCounts, TokenStream
 from stylegen.config import UsageError
-from stylegen.model import LanguageModelLoss, check_isolation
+from stylegen.loss import LanguageModelLoss
+from stylegen.model import check_isolation
 
 ARCHITECTURES = {
     "gpt2": {"n_layer": 2, "n_head": 2, "n_embd": 32, "resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0},

@@ -11,7 +11,7 @@ from stylegen.blocks.cache import TextCounts, TokenCache, TokenStream
 from stylegen.blocks.origin import describe_block
 from stylegen.blocks.packing import Blocks, PackedBlocks, StreamBlocks
 from stylegen.blocks.prepare import cut_blocks, describe, describe_text, predicted_bytes, prepare_text
-from stylegen.model import IGNORED
+from stylegen.loss import IGNORED
 
 __all__ = [
     "IGNORED",

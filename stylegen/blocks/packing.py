@@ -11,7 +11,7 @@ import torch
 
 from stylegen.blocks.cache import TokenStream
 from stylegen.config import UsageError
-from stylegen.model import IGNORED
+from stylegen.loss import IGNORED
 
 Batch = dict[str, torch.Tensor]
 

@@ -25,7 +25,7 @@ from stylegen.corpus import (
     same_content,
 )
 from stylegen.corpus.store import TextStore
-from stylegen.model import IGNORED
+from stylegen.loss import IGNORED
 from stylegen.tokenizer import load_tokenizer, token_byte_lengths, train_tokenizer
 
 CACHE_FORMAT = 4

@@ -13,7 +13,7 @@ from stylegen.config import RunError, SourceArguments, UsageError
 from stylegen.evaluate import first_block_loss
 from stylegen.export import BEST, export, load_for_writing
 from stylegen.lora import ADAPTER
-from stylegen.model import LanguageModelLoss
+from stylegen.loss import LanguageModelLoss
 from stylegen.report import summarize, write_report
 from stylegen.runtime import free_memory_bytes, logger
 from stylegen.train.directory import has_model, promote_best

@@ -33,9 +33,9 @@ from stylegen.config import TrainArguments, UsageError, resolve_arguments
 from stylegen.config.processes import world_size
 from stylegen.corpus import Source
 from stylegen.lora import add_adapter, saved_parameters
+from stylegen.loss import LanguageModelLoss
 from stylegen.metrics import training_bytes
 from stylegen.model import (
-    LanguageModelLoss,
     build_model,
     check_isolation,
     config_for,
