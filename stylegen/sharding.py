@@ -69,9 +69,15 @@ def callable_inside(accelerator: Accelerator, model: nn.Module) -> Iterator[None
         model.reshard()  # type: ignore[operator]
 
 
-def whole_norm(norm: Any) -> float:
-    """The gradient norm that `clip_grad_norm_` returns: in pieces under FSDP, None where DeepSpeed met an overflow."""
-    return math.inf if norm is None else float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+def whole_norm(norm: Any, device: torch.device) -> torch.Tensor:
+    """The gradient norm that `clip_grad_norm_` returns, as a float scalar on `device`.
+
+    It is in pieces under FSDP, None where DeepSpeed met an overflow.
+    """
+    if norm is None:
+        return torch.tensor(math.inf, device=device)
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)
+    return norm.to(device, torch.float32)
 
 
 def whole_weights(accelerator: Accelerator, model: nn.Module, keep: bool) -> dict[str, torch.Tensor]:

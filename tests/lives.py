@@ -28,6 +28,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 ROOT = Path(__file__).parent.parent
 PRELOAD = ["lives", "stylegen.train.run", "datasets", "matplotlib.pyplot"]
 # Where a run can be when something happens to it, as "module:name" of a function that is called there.
@@ -36,7 +38,7 @@ SET_UP = "stylegen.train.setup:build_optimizer"
 TRIAL = "stylegen.train.setup:check_room"
 SET_UP_ENDS = "stylegen.train.setup:Tracker"  # when what lay there of a run before is cleared away
 FORWARD = "stylegen.train.step:accumulating"  # once a pass of the training
-DATA = "stylegen.train.step:micro_batches"  # once a step
+DATA = "stylegen.train.feed:Feed.take"  # once a pass
 STEP = "stylegen.train.run:train_step"
 EVALUATION = "stylegen.evaluate:micro_batches"
 SAVE_BEGINS = "stylegen.train.run:save"
@@ -154,27 +156,19 @@ def fill(folder: Path) -> None:
 
 def note_blocks(path: Path) -> None:
     """Append the blocks that each step takes on this rank to a file, a line a step."""
-    where: list[int] = []
 
-    def around_indices(original):
-        def step_indices(seed, epoch, position, *others):
-            where[:] = epoch, position
-            return original(seed, epoch, position, *others)
+    def around(original):
+        def take(feed, step, number, blocks):
+            if number == 0:
+                place = divmod(step, feed.steps_per_epoch)
+                row = {"place": place, "blocks": np.concatenate(blocks.shares).tolist()}
+                with open(path, "a") as file:
+                    file.write(json.dumps(row) + "\n")
+            return original(feed, step, number, blocks)
 
-        return step_indices
+        return take
 
-    def around_shares(original):
-        def micro_batches(*values):
-            shares = original(*values)
-            row = {"place": where[:], "blocks": [int(index) for share in shares for index in share]}
-            with open(path, "a") as file:
-                file.write(json.dumps(row) + "\n")
-            return shares
-
-        return micro_batches
-
-    wrap("stylegen.train.step:step_indices", around_indices)
-    wrap(DATA, around_shares)
+    wrap(DATA, around)
 
 
 def slow_down(place: str, seconds: float, noted: Path | None = None) -> None:

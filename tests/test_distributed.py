@@ -279,9 +279,10 @@ def test_a_rank_that_hangs_is_named_with_its_stack(launch, tmp_path):
                           script=ROOT / "tests/lives.py", **as_variable(hang))  # fmt: skip
     assert code != 0
     assert re.search(
-        r"error: rank 1 on \S+ hangs: nothing for 4 s, last seen in the end of step \d+; the other ranks", log
+        r"error: rank 1 on \S+ hangs: nothing for 4 s, last seen in step \d+, pass \d of \d: reading; the other ranks",
+        log,
     )
-    assert re.search(r"rank 1 of 2 stands in the end of step \d+:\n(.*\n)+.*time.sleep\(", log)
+    assert re.search(r"rank 1 of 2 stands in step \d+, pass \d of \d: reading:\n(.*\n)+.*time.sleep\(", log)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a folder of its own for each machine needs root")

@@ -768,7 +768,7 @@ def test_the_committed_checkpoint_is_small():
 # --- 9: one rank fails
 
 RAISED = {
-    "data": Fault(DATA, "raise", 5, rank=1),
+    "data": Fault(DATA, "raise", 9, rank=1),
     "forward": Fault("stylegen.loss:LanguageModelLoss.forward", "raise", 12, rank=1),
     "save": Fault(SETTLE, "raise", match=f"{SECOND}.tmp/optimizer", rank=1),
     "evaluation": Fault(EVALUATION, "raise", 2, rank=1),

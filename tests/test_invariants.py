@@ -139,11 +139,15 @@ def test_evaluation_and_samples_do_not_disturb_the_training(train):
 
 
 def test_every_block_is_seen_once_an_epoch(train, monkeypatch):
-    from stylegen.train import step as training
+    from stylegen.train.feed import Feed
 
-    seen = []
-    original = training.step_indices
-    monkeypatch.setattr(training, "step_indices", lambda *values: seen.append(original(*values)) or seen[-1])
+    seen, original = [], Feed.take
+
+    def take(feed, step, number, blocks):
+        seen.append(blocks.shares[number])
+        return original(feed, step, number, blocks)
+
+    monkeypatch.setattr(Feed, "take", take)
     folder = train("epochs", *BATCH, "--num_train_epochs", "2")
     assert [len(step) for step in seen] == [8, 8, 5, 8, 8, 5]
     first, second = np.concatenate(seen[:3]), np.concatenate(seen[3:])

@@ -69,6 +69,7 @@ from stylegen.stop import StopRequest
 from stylegen.tokenizer import num_ids
 from stylegen.tracking import Tracker
 from stylegen.train import directory, style
+from stylegen.train.feed import Feed
 from stylegen.train.memory import fit_micro_batch
 from stylegen.train.resume import find_checkpoint, refuse_other_text, start_state
 from stylegen.train.state import Run, State
@@ -111,7 +112,8 @@ def set_up(
     tracker = Tracker(arguments.output_path, accelerator.is_main_process, num_steps, state.step)
     run = Run(
         arguments=arguments, accelerator=accelerator, model=prepared, base_model=model, optimizer=optimizer,
-        schedule=schedule, train_blocks=train_blocks, validation_blocks=validation_blocks,
+        schedule=schedule, train_blocks=train_blocks,
+        feed=Feed(arguments, accelerator, train_blocks, steps_per_epoch), validation_blocks=validation_blocks,
         validation_bytes=predicted_bytes(cache.validation, validation_blocks, cache.tokenizer),
         tokenizer=cache.tokenizer, fingerprints=cache.fingerprints,
         steps_per_epoch=steps_per_epoch, num_steps=num_steps, tracker=tracker,

@@ -18,6 +18,7 @@ from stylegen.runtime import Watchdog
 from stylegen.stop import StopRequest
 from stylegen.style import StyleReference
 from stylegen.tracking import Tracker
+from stylegen.train.feed import Feed
 from stylegen.train.spikes import LossSpikes
 
 
@@ -59,6 +60,7 @@ class Run:
     optimizer: Optimizer
     schedule: Callable[[int], float]  # step -> learning rate
     train_blocks: Blocks
+    feed: Feed  # of them
     validation_blocks: Blocks
     validation_bytes: int  # of text behind the predicted tokens
     tokenizer: PreTrainedTokenizerFast

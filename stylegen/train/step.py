@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from stylegen.blocks import micro_batches, step_indices
 from stylegen.optim import set_learning_rate
 from stylegen.runtime import max_memory_bytes
 from stylegen.sharding import accumulating, whole_norm
+from stylegen.train.feed import StepBlocks
 from stylegen.train.health import is_sick, note_skipped, report_spike
 from stylegen.train.memory import explained
 from stylegen.train.state import Run, State, axes, sum_over_ranks
@@ -18,12 +18,11 @@ from stylegen.train.state import Run, State, axes, sum_over_ranks
 
 @dataclass
 class Stopwatch:
-    """What the steps since the last logged row took: seconds in all, and of these waiting for data."""
+    """What the steps since the last logged row took: seconds in all."""
 
     steps: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    data_seconds: float = 0.0
 
 
 def train_step(run: Run, state: State, watch: Stopwatch) -> float:
@@ -32,37 +31,31 @@ def train_step(run: Run, state: State, watch: Stopwatch) -> float:
     The gradient is that of the mean loss over all tokens of the step, however it is cut into forward passes
     and processes: each pass contributes its sum, divided by the tokens of the whole step.
     If the norm is not finite the step is skipped: weights and optimizer stay as they were, the next blocks come next.
+    Losses and norm come from the device together, once a step, when all of its work and the next batch are under way.
     Raises FloatingPointError after too many of these in a row, and RankError where memory runs out.
     """
     started = time.perf_counter()
-    arguments, accelerator = run.arguments, run.accelerator
-    epoch, position = divmod(state.step, run.steps_per_epoch)
-    indices = step_indices(
-        arguments.seed, epoch, position, len(run.train_blocks), arguments.total_batch_size or 0
-    )
-    tokens = run.train_blocks.num_labels(indices)
+    arguments, accelerator, feed = run.arguments, run.accelerator, run.feed
+    blocks = feed.of_step(state.step)
+    tokens, passes = run.train_blocks.num_labels(blocks.indices), len(blocks.shares)
     set_learning_rate(run.optimizer, run.schedule(state.step))
-    loss_sum, spike = state.loss_sum, None
-    shares = micro_batches(
-        indices, arguments.per_device_train_batch_size, accelerator.num_processes, accelerator.process_index
-    )
+    losses = []
     with explained(run, state):
-        for number, share in enumerate(shares):
-            batch = _read_batch(
-                run, watch, share, epoch, f"pass {number + 1} of {len(shares)}", state.step + 1
-            )
-            with accumulating(accelerator, run.model, is_last=number == len(shares) - 1):
+        for number in range(passes):
+            where = f"step {state.step + 1}, pass {number + 1} of {passes}"
+            run.watchdog.tick(f"{where}: reading")
+            batch = feed.take(state.step, number, blocks)
+            run.watchdog.tick(where)
+            with accumulating(accelerator, run.model, is_last=number == passes - 1):
                 loss, _ = run.model(**batch)
                 # The ranks' gradients are averaged. A loss that is not finite has to show in that of every rank.
                 scale = torch.where(loss.isfinite(), accelerator.num_processes / tokens, math.nan)
                 accelerator.backward(loss * scale)
-            value = loss.item()
-            loss_sum += value
-            if words := run.spikes.add(value, run.train_blocks.num_labels(share)):
-                spike = words, share
-        grad_norm = whole_norm(
-            accelerator.clip_grad_norm_(run.model.parameters(), arguments.max_grad_norm or math.inf)
-        )
+            losses.append(loss.detach())
+            feed.prepare(state.step, number + 1, blocks)
+        norm = accelerator.clip_grad_norm_(run.model.parameters(), arguments.max_grad_norm or math.inf)
+        *values, grad_norm = torch.stack([*losses, whole_norm(norm, accelerator.device)]).tolist()
+        loss_sum, spike = _add_losses(run, state, values, blocks)
         sick = is_sick(run, grad_norm, loss_sum)
         if not sick or accelerator.scaler:  # the scaler skips by itself, and is to know
             run.optimizer.step()
@@ -70,28 +63,28 @@ def train_step(run: Run, state: State, watch: Stopwatch) -> float:
     state.step += 1
     state.tokens_seen += tokens
     if sick:
-        note_skipped(run, state, indices, epoch, loss_sum, grad_norm)
+        note_skipped(run, state, blocks.indices, blocks.epoch, loss_sum, grad_norm)
     else:
         state.loss_sum, state.loss_tokens = loss_sum, state.loss_tokens + tokens
         state.skipped_in_a_row = 0
     if spike:
-        report_spike(run, state, *spike, epoch)
+        report_spike(run, state, *spike, blocks.epoch)
     watch.steps += 1
     watch.tokens += tokens
     watch.seconds += time.perf_counter() - started
     return grad_norm
 
 
-def _read_batch(
-    run: Run, watch: Stopwatch, share: np.ndarray, epoch: int, where: str, step: int
-) -> dict[str, torch.Tensor]:
-    waiting = time.perf_counter()
-    run.watchdog.tick(f"step {step}, reading {where}")
-    batch = run.train_blocks.batch(share, epoch)
-    moved = {name: tensor.to(run.accelerator.device) for name, tensor in batch.items()}
-    watch.data_seconds += time.perf_counter() - waiting
-    run.watchdog.tick(f"step {step}, {where}")
-    return moved
+def _add_losses(
+    run: Run, state: State, values: list[float], blocks: StepBlocks
+) -> tuple[float, tuple[str, np.ndarray] | None]:
+    """(losses since the last logged row with these; what is to be told of the last one that stands out)."""
+    loss_sum, spike = state.loss_sum, None
+    for value, share in zip(values, blocks.shares, strict=True):
+        loss_sum += value
+        if words := run.spikes.add(value, run.train_blocks.num_labels(share)):
+            spike = words, share
+    return loss_sum, spike
 
 
 def log_training(run: Run, state: State, watch: Stopwatch, grad_norm: float) -> None:
@@ -108,9 +101,9 @@ def log_training(run: Run, state: State, watch: Stopwatch, grad_norm: float) -> 
         **axes(run, state),
         "perf/tokens_per_second": watch.tokens / watch.seconds,
         "perf/step_seconds": watch.seconds / watch.steps,
-        "perf/data_wait_fraction": watch.data_seconds / watch.seconds,
+        "perf/data_wait_fraction": run.feed.waited_seconds / watch.seconds,
         "perf/save_seconds": run.saver.stall_seconds,
         "perf/max_memory_bytes": max_memory_bytes(run.accelerator.device),
     })  # fmt: skip
     state.loss_sum, state.loss_tokens = 0.0, 0
-    run.saver.stall_seconds = 0.0
+    run.saver.stall_seconds = run.feed.waited_seconds = 0.0
