@@ -23,11 +23,14 @@ from transformers import PreTrainedTokenizerFast
 from stylegen.config import UsageError, check_arguments, parse_arguments
 from stylegen.config.commands import GenerateArguments
 from stylegen.generate import main
+from stylegen.generate.plan import Plan
+from stylegen.generate.prompts import Prompt
 from stylegen.model import build_model, save_model, scratch_config
 from stylegen.tokenizer import END_OF_TEXT
 
 LINES = make_text(250).splitlines()
 PROMPTS = [line for line in LINES if line][:200]
+EXACT = ("--dtype", "float32")  # whatever the machine multiplies
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +60,7 @@ def write(folders, tmp_path, monkeypatch, capsys):
     def run(*flags: str, lines: str | None = None, models: int = 1) -> tuple[int, str, str]:
         if lines is not None:
             monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
-        code = main([*map(str, folders[:models]), "--max_new_tokens", "12", *flags])
+        code = main([*map(str, folders[:models]), *EXACT, "--max_new_tokens", "12", *flags])
         return code, *capsys.readouterr()
 
     return run
@@ -72,7 +75,7 @@ def in_a_child(*arguments: str) -> None:
     code = 1
     try:
         sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
-        code = main(arguments)
+        code = main([*arguments, *EXACT])
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
@@ -185,6 +188,45 @@ def test_a_file_without_a_line_end_is_left_alone_too(write, tmp_path):
     assert (tmp_path / "p.jsonl").read_text() == '{"prompt": "hello"}'
 
 
+def test_prompts_of_any_length_come_in_order_with_the_texts_that_they_have_alone(write):
+    """40 prompts are more than are sorted together; what is gone on with begins anywhere among those."""
+    prompts = [("abcdefg" * 9)[: 1 + 7 * number % 40] for number in range(40)]
+    flags = (
+        "--prompt",
+        *prompts,
+        "--temperature",
+        "0.7,1.1",
+        "--max_new_tokens",
+        "5",
+        "--num_return_sequences",
+        "2",
+    )
+    write(*flags, "--batch_size", "1", "--output", "alone.jsonl")
+    write(*flags, "--batch_size", "4", "--output", "a.jsonl")
+    whole = Path("a.jsonl").read_bytes()
+    assert whole == Path("alone.jsonl").read_bytes()
+    rows = rows_of("a.jsonl")
+    assert [row["prompt"] for row in rows] == [prompt for prompt in prompts for _ in range(4)]
+    assert [row["number"] for row in rows] == [number for number in range(80) for _ in range(2)]
+    for lines in (1, 63, 64, 77, 159):
+        end = len(b"".join(whole.splitlines(keepends=True)[:lines]))
+        Path("a.jsonl").write_bytes(whole[:end])
+        write(*flags, "--batch_size", "4", "--output", "a.jsonl")
+        assert Path("a.jsonl").read_bytes() == whole
+
+
+def test_a_batch_has_prompts_of_similar_length():
+    prompts = ["a" * length for length in (9, 1, 8, 2, 7, 3, 6, 4) * 4]
+    arguments = GenerateArguments(checkpoints=["x"], batch_size=4)
+    plan = Plan(arguments, [Prompt(prompt) for prompt in prompts])
+    lengths = [[len(row["prompt"]) for row in batch] for batch in plan.batches()]
+    assert lengths == [[length] * 4 for length in (1, 2, 3, 4, 6, 7, 8, 9)]
+    assert [row["prompt"] for row in plan.in_order(plan.batches())] == prompts
+    # One prompt of many texts: nothing waits.
+    many = Plan(GenerateArguments(checkpoints=["x"], num_samples="inf"), [Prompt("a")])
+    assert [row["number"] for row in next(many.batches())] == list(range(8))
+
+
 def test_more_texts_can_be_asked_for_later(write):
     write("--output", "a.jsonl", "--num_samples", "3")
     three = Path("a.jsonl").read_bytes()
@@ -239,6 +281,7 @@ def test_two_processes_write_the_same_file_as_one(write, folders, tmp_path):
         "2",
         str(ROOT / "generate.py"),
         str(folders[0]),
+        *EXACT,
         *flags,
         "--output",
         "two.jsonl",
@@ -303,6 +346,38 @@ def test_beams_of_a_prompt_file_go_into_a_file_too(write, prompt_file):
     assert [row["number"] for row in rows] == [0, 1, 2, 3]
     _, output, _ = write(*flags)
     assert output == "====\n".join(row["prompt"] + row["text"] + "\n" for row in rows)
+
+
+# --- the type of the weights
+
+
+@pytest.mark.parametrize(("multiplies", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_weights_are_bfloat16_where_the_processor_multiplies_it(write, monkeypatch, multiplies, dtype):
+    monkeypatch.setattr("stylegen.optim.cpu_multiplies_bf16", lambda: multiplies)
+    flags = ("--prompt", "a", "--device", "cpu", "--output")
+    code, _, log = write("--dtype", "auto", *flags, "a.jsonl")
+    assert (code, log) == (0, "")
+    assert rows_of("a.jsonl")[0]["dtype"] == dtype
+    code, _, log = write("--dtype", dtype, *flags, "b.jsonl")
+    assert (code, log) == (0, "")
+    assert Path("a.jsonl").read_bytes() == Path("b.jsonl").read_bytes()
+    assert write("--dtype", "auto", *flags, "a.jsonl")[2].endswith("a.jsonl is complete with 1 texts\n")
+
+
+def test_the_type_of_the_weights_is_auto_where_nothing_is_said():
+    assert parse_arguments(GenerateArguments, ["A"], positional="checkpoints", usage="").dtype == "auto"
+
+
+@pytest.mark.parametrize("free", [10**3, 10**12])
+def test_weights_are_packed_where_there_is_room(write, monkeypatch, free):
+    from stylegen.generate import writer
+
+    packed = []
+    monkeypatch.setattr(writer, "free_memory_bytes", lambda: free)
+    monkeypatch.setattr(writer, "can_pack", lambda model: True)
+    monkeypatch.setattr(writer, "pack_weights", packed.append)
+    assert write("--prompt", "a")[0] == 0
+    assert len(packed) == (free > 10**6)
 
 
 # --- prompts
@@ -566,7 +641,7 @@ def test_a_page_shows_what_each_checkpoint_writes(write, folders):
     page = Page("x.html")
     expected = []
     for model in folders:
-        assert main([str(model), "--prompt_file", "p.jsonl", "--temperature", "0.7,1", "--max_new_tokens", "12",
+        assert main([str(model), *EXACT, "--prompt_file", "p.jsonl", "--temperature", "0.7,1", "--max_new_tokens", "12",
                      "--output", f"{model.name}.jsonl"]) == 0  # fmt: skip
     for one, other in zip(*(rows_of(f"{model.name}.jsonl") for model in folders), strict=True):
         expected += [one["text"], other["text"]] + (["true & real"] if one["prompt"] != "O" else [])

@@ -14,18 +14,25 @@ import pytest
 import torch
 from conftest import make_text
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers.cache_utils import DynamicLayer
+from transformers.generation import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers.pytorch_utils import Conv1D
 
 from stylegen.config import UsageError
 from stylegen.model import build_model, scratch_config
-from stylegen.sampling import (
-    SamplingSettings,
-    _Draw,
-    _drawing,
-    prompt_ids,
-    warn_of_long_prompts,
-    write_texts,
-)
+from stylegen.sampling import SamplingSettings, prompt_ids, warn_of_long_prompts, write_texts
+from stylegen.sampling.decode import Decoder, _RoomyLayer
+from stylegen.sampling.draw import NUCLEUS_TOKENS, draw, limit
+from stylegen.sampling.kernels import _attention, can_pack, decoding_attention, pack_weights
 from stylegen.tokenizer import END_OF_TEXT, train_tokenizer
 
 CONTEXT = 32
@@ -149,17 +156,13 @@ def plain_generate(model, tokenizer, prompt: str, count: int, **options) -> list
 
 def even_draws(count: int) -> torch.Tensor:
     """Numbers spread evenly over [0, 1), one a row: the counts of a draw are then its probabilities, +- rounding."""
-    return ((torch.arange(count, dtype=torch.float64) + 0.5) / count)[:, None]
+    return (torch.arange(count) + 0.5) / count
 
 
-def drawn_counts(processors, scores: torch.Tensor, draws: torch.Tensor) -> np.ndarray:
-    """How often each token is drawn when every row of `draws` meets the same scores."""
-    rows = len(draws)
-    output = processors(torch.zeros(rows, 1, dtype=torch.long), scores.repeat(rows, 1))
-    assert ((output == 0).sum(-1) == 1).all() and (
-        (output == -torch.inf).sum(-1) == output.shape[-1] - 1
-    ).all()
-    return np.bincount(output.argmax(-1).numpy(), minlength=scores.shape[-1])
+def drawn_counts(settings: SamplingSettings, logits: torch.Tensor, numbers: torch.Tensor) -> np.ndarray:
+    """How often each token is drawn when every one of `numbers` meets the same logits."""
+    scores = limit(logits / settings.temperature, settings).repeat(len(numbers), 1)
+    return np.bincount(draw(scores, numbers)[0].numpy(), minlength=logits.shape[-1])
 
 
 def chi_square(counts: np.ndarray, probabilities: np.ndarray) -> float:
@@ -217,6 +220,113 @@ def test_a_longer_text_begins_as_the_shorter_one(model, tokenizer):
         for count in (5, 20)
     )
     assert all(text.startswith(start) for text, start in zip(long, short, strict=True))
+
+
+# --- the same as without a cache, a batch or our loop, whatever the architecture
+
+LLAMA = ARCHITECTURES["llama"]
+OTHERS = {  # name: (changes to its configuration, whether our own loop decodes it)
+    "mistral": ({**LLAMA, "sliding_window": 8}, True),
+    "gemma2": ({**LLAMA, "head_dim": 8, "sliding_window": 8}, True),
+    "gpt_neox": ({name: LLAMA[name] for name in LLAMA if name != "num_key_value_heads"}, True),
+    "bloom": ({"n_layer": 2, "n_head": 2, "hidden_size": 32}, True),
+    "mamba": ({"num_hidden_layers": 2, "hidden_size": 32}, False),
+}
+
+
+def whole_passes(model, tokenizer, prompt: str, number: int, settings: SamplingSettings) -> str:
+    """A text by one pass over all of it for each token, the warpers of transformers, and sums in float64."""
+    ids = ids_of(tokenizer, prompt) or [tokenizer.bos_token_id]
+    generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + number)
+    numbers = torch.rand(settings.max_new_tokens, generator=generator, dtype=torch.float64)
+    warpers = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(settings.repetition_penalty)])
+    warpers.append(TemperatureLogitsWarper(settings.temperature))
+    if settings.top_k:
+        warpers.append(TopKLogitsWarper(settings.top_k))
+    if settings.top_p < 1:
+        warpers.append(TopPLogitsWarper(settings.top_p))
+    if settings.min_p:
+        warpers.append(MinPLogitsWarper(settings.min_p))
+    new: list[int] = []
+    for number in numbers:
+        seen = torch.tensor([ids + new])
+        with torch.no_grad():
+            scores = warpers(seen, model(input_ids=seen, use_cache=False).logits[:, -1].float())
+        token = int(torch.searchsorted(scores[0].double().softmax(-1).cumsum(-1), number, right=True))
+        if token == tokenizer.eos_token_id:
+            break
+        new.append(token)
+    return tokenizer.decode(new)
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *OTHERS])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"top_p": 0.8, "temperature": 1.2}, {"top_k": 9, "top_p": 0.9, "min_p": 0.02, "repetition_penalty": 1.4}],
+    ids=["plain", "nucleus", "everything"],
+)  # fmt: skip
+def test_a_drawn_text_is_that_of_whole_passes(tokenizer, architecture, options):
+    torch.manual_seed(1)
+    overrides, own = OTHERS[architecture] if architecture in OTHERS else (ARCHITECTURES[architecture], True)
+    config = scratch_config(architecture, None, overrides | RANDOM_WEIGHTS, block_size=CONTEXT)
+    made = build_model(config, tokenizer, dtype="float32", attn_implementation=None).eval()
+    assert Decoder.takes(made) is own
+    settings = SamplingSettings(max_new_tokens=9, seed=3, **options)
+    texts = continuations(made, tokenizer, PROMPTS, settings, num_return_sequences=2, batch_size=7)
+    prompts = [prompt for prompt in PROMPTS for _ in range(2)]
+    expected = [whole_passes(made, tokenizer, prompt, n, settings) for n, prompt in enumerate(prompts)]
+    assert differing(texts, expected) == []
+
+
+def test_a_prompt_is_read_once_for_all_its_texts(model, tokenizer):
+    shapes = []
+    hook = model.register_forward_pre_hook(
+        lambda _, args, options: shapes.append(tuple(options["input_ids"].shape)), with_kwargs=True
+    )
+    settings = SamplingSettings(max_new_tokens=4)
+    texts = continuations(
+        model, tokenizer, ["abc", "abcde", "abc"], settings, num_return_sequences=3, batch_size=9
+    )
+    hook.remove()
+    assert shapes == [(2, 5), (9, 1), (9, 1), (9, 1)]
+    alone = continuations(
+        model, tokenizer, ["abc", "abcde", "abc"], settings, num_return_sequences=3, batch_size=1
+    )
+    assert differing(texts, alone) == []
+
+
+def test_texts_that_have_ended_leave_the_batch(tokenizer):
+    letters = ids_of(tokenizer, "abcdefgh")
+    model = chain(tokenizer, dict(zip(letters, [*letters[1:], tokenizer.eos_token_id], strict=True)))
+    sizes = []
+    hook = model.register_forward_pre_hook(
+        lambda _, args, options: sizes.append(len(options["input_ids"])), with_kwargs=True
+    )
+    texts = continuations(
+        model, tokenizer, list("hgfa"), SamplingSettings(max_new_tokens=20, temperature=0.0)
+    )
+    hook.remove()
+    assert texts == ["", "h", "gh", "bcdefgh"]
+    assert sizes == [4, 4, 2, 1, 1, 1, 1, 1]
+
+
+def test_keys_and_values_with_room_are_those_that_grow_by_copying():
+    torch.manual_seed(0)
+    roomy, plain = _RoomyLayer(), DynamicLayer()
+    batch = 3
+    for step in range(120):
+        new = torch.randn(batch, 2, 5 if step == 0 else 1, 4), torch.randn(batch, 2, 5 if step == 0 else 1, 6)
+        for ours, theirs in zip(roomy.update(*new), plain.update(*new), strict=True):
+            assert torch.equal(ours, theirs)
+        if step in (0, 40):
+            rows = torch.tensor([2, 0, 0, 1] if step == 0 else [3, 1])
+            batch = len(rows)
+            roomy.batch_select_indices(rows)
+            plain.batch_select_indices(rows)
+        if step == 60:
+            roomy.crop(-7)
+            plain.crop(-7)
+        assert roomy.get_seq_length() == plain.get_seq_length()
 
 
 # --- greedy and beams, against transformers
@@ -303,14 +413,14 @@ LOGITS = torch.tensor([[2.0, -1.0, 0.5, -torch.inf, 1.4, 0.0, -0.3, 1.9]])
 def test_drawn_tokens_follow_the_softmax(temperature):
     expected = (LOGITS[0].double() / temperature).softmax(-1).numpy()
     settings = SamplingSettings(temperature=temperature)
-    counts = drawn_counts(_drawing(settings, even_draws(10_000), 1), LOGITS, even_draws(10_000))
+    counts = drawn_counts(settings, LOGITS, even_draws(10_000))
     # Evenly spread numbers leave only the rounding at the two ends of a token's share.
     assert np.abs(counts - 10_000 * expected).max() <= 2
 
 
 def test_random_draws_follow_the_softmax():
-    draws = torch.rand(5000, 1, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    counts = drawn_counts(_Draw(draws, 1), LOGITS, draws)
+    draws = torch.rand(5000, generator=torch.Generator().manual_seed(3))
+    counts = drawn_counts(SamplingSettings(temperature=1.0), LOGITS, draws)
     possible = LOGITS[0] > -torch.inf
     assert counts[3] == 0
     probabilities = LOGITS[0, possible].double().softmax(-1).numpy()
@@ -322,18 +432,15 @@ def test_random_draws_follow_the_softmax():
 @pytest.mark.parametrize("number", [0.0, 1 - 2**-53], ids=["the smallest", "the largest"])
 def test_the_extreme_numbers_draw_only_possible_tokens(number):
     scores = torch.tensor([[-torch.inf, 1.0, 2.0, -torch.inf]])
-    output = _Draw(torch.tensor([[number]], dtype=torch.float64), 1)(
-        torch.zeros(1, 1, dtype=torch.long), scores
-    )
-    assert output.argmax(-1).item() == (1 if number == 0 else 2)
+    tokens, _ = draw(scores, torch.tensor([number], dtype=torch.float64).float())
+    assert tokens.item() == (1 if number == 0 else 2)
 
 
 def test_a_large_vocabulary_is_drawn_without_bias():
     """Sums over 50,257 small probabilities must not drift: evenly spread numbers hit each quarter equally."""
     scores = torch.zeros(1, 50_257)
-    draws = even_draws(400)
-    output = _Draw(draws, 1)(torch.zeros(400, 1, dtype=torch.long), scores.expand(400, -1))
-    quarters = np.bincount(output.argmax(-1).numpy() * 4 // 50_257, minlength=4)
+    tokens, _ = draw(scores.expand(400, -1), even_draws(400))
+    quarters = np.bincount(tokens.numpy() * 4 // 50_257, minlength=4)
     assert np.abs(quarters - 100).max() <= 1
 
 
@@ -375,10 +482,29 @@ def test_only_tokens_of_the_set_are_drawn_each_by_its_share(options):
     settings = SamplingSettings(**{"temperature": 1.0, **options})
     probabilities = (LOGITS[0].double() / settings.temperature).softmax(-1).numpy()
     allowed = nucleus(probabilities, settings)
-    counts = drawn_counts(_drawing(settings, even_draws(10_000), 1), LOGITS, even_draws(10_000))
+    counts = drawn_counts(settings, LOGITS, even_draws(10_000))
     assert set(np.flatnonzero(counts)) == allowed
     shares = np.array([p if token in allowed else 0.0 for token, p in enumerate(probabilities)])
     assert np.abs(counts - 10_000 * shares / shares.sum()).max() <= 2
+
+
+@pytest.mark.parametrize("spread", [0.1, 3.0], ids=["flat", "peaked"])
+@pytest.mark.parametrize(
+    "options", [{"top_p": 0.97}, {"top_k": 2500, "top_p": 0.9}, {"top_p": 0.5, "min_p": 0.1}]
+)
+def test_of_many_words_those_are_left_that_transformers_leaves(spread, options):
+    """Flat ones need more than those that are looked at first."""
+    torch.manual_seed(0)
+    scores = torch.randn(4, 3 * NUCLEUS_TOKENS) * spread
+    settings = SamplingSettings(**options)
+    expected = scores
+    if settings.top_k:
+        expected = TopKLogitsWarper(settings.top_k)(None, expected)
+    expected = TopPLogitsWarper(settings.top_p)(None, expected)
+    if settings.min_p:
+        expected = MinPLogitsWarper(settings.min_p)(None, expected)
+    # At the border the order of a sum decides.
+    assert ((limit(scores, settings) > -torch.inf) != (expected > -torch.inf)).sum() <= 1
 
 
 def test_written_tokens_follow_the_models_distribution_one_independent_of_the_next(tokenizer):
@@ -706,3 +832,66 @@ def test_streaming_shows_neither_the_prompt_nor_the_end_of_text(tokenizer):
     pieces, text = streamed(model, tokenizer, "a", SamplingSettings(max_new_tokens=10))
     assert text == "bc"
     assert pieces == ["b", "c"]
+
+
+# --- what is made fast
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "build",
+    [lambda: nn.Linear(7, 19), lambda: nn.Linear(7, 5, bias=False), lambda: Conv1D(33, 7)],
+    ids=["linear", "without a bias", "convolution"],
+)
+def test_packed_weights_multiply_as_the_others_do(dtype, build):
+    if not can_pack(GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=9)).to(dtype)):
+        pytest.skip("this processor has no use for it")
+    torch.manual_seed(0)
+    layer = build().to(dtype)
+    rows = [torch.randn(*shape, 7).to(dtype) for shape in ((1, 1), (3, 1), (33, 1), (2, 40))]
+    with torch.no_grad():
+        expected = [layer(each) for each in rows]
+        pack_weights(nn.Sequential(layer))
+        for each, output in zip(rows, expected, strict=True):
+            torch.testing.assert_close(layer(each), output)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_packed_model_writes_what_it_writes(tokenizer, dtype):
+    for name, overrides in ARCHITECTURES.items():
+        torch.manual_seed(1)
+        config = scratch_config(name, None, overrides | RANDOM_WEIGHTS, block_size=CONTEXT)
+        made = build_model(config, tokenizer, dtype="float32", attn_implementation=None).eval().to(dtype)
+        if not can_pack(made):
+            pytest.skip("this processor has no use for it")
+        settings = SamplingSettings(max_new_tokens=45, temperature=0.0)
+        before = continuations(made, tokenizer, PROMPTS, settings)
+        pack_weights(made)
+        assert differing(continuations(made, tokenizer, PROMPTS, settings), before) == []
+
+
+@pytest.mark.parametrize("shared", [1, 3], ids=["a key a head", "keys of three heads"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("room", [0, 11])
+def test_attention_of_a_single_token_is_that_of_torch(shared, masked, room):
+    torch.manual_seed(0)
+    query = torch.randn(4, 6, 1, 8)
+    key, value = (torch.randn(4, 6 // shared, 20 + room, 8)[:, :, :20] for _ in range(2))
+    mask = torch.rand(4, 1, 1, 20) < 0.6 if masked else None
+    expected = nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, scale=0.3, enable_gqa=True
+    ).transpose(1, 2)
+    half = [tensor.to(torch.bfloat16) for tensor in (query, key, value)]
+    half[1:] = [torch.cat([each, each[:, :, :room]], 2)[:, :, :20] for each in half[1:]]
+    module = nn.Module()
+    module.num_key_value_groups = shared
+    output, _ = _attention(module, *half, mask, scaling=0.3)
+    assert output.dtype == torch.bfloat16
+    torch.testing.assert_close(output.float(), expected, rtol=0.02, atol=0.02)
+
+
+def test_the_model_gets_its_attention_back(model):
+    own = model.config._attn_implementation
+    with decoding_attention(model):
+        assert model.config._attn_implementation != own
+    assert model.config._attn_implementation == own == "sdpa"

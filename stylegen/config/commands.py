@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from stylegen.config.fields import DEVICES, DTYPES, TokenizerArguments, arg
+from stylegen.config.fields import DEVICES, DTYPES, TokenizerArguments, TrainArguments, arg
 
 
 @dataclass(kw_only=True)
@@ -20,6 +20,17 @@ class SourceArguments:
         None, "model that an adapter belongs to (default: the one that it names, or one beside it)"
     )
     dtype: str = arg("float32", "type of the weights", choices=DTYPES)
+
+
+@dataclass(kw_only=True)
+class WriterSourceArguments(SourceArguments):
+    """Checkpoint"""
+
+    dtype: str = arg(
+        "auto",
+        "type of the weights; auto is bfloat16 where the device multiplies it, else float32, which is exact",
+        choices=("auto", *DTYPES),
+    )
 
 
 @dataclass(kw_only=True)
@@ -52,7 +63,7 @@ class WritingArguments:
     num_beams: int = arg(1, "beam search over this many beams instead of drawing; needs temperature 0")
     stop: list[str] = arg([], "a text ends before the first of these strings")
     bad_words: list[str] = arg([], "strings that are never written")
-    seed: int = arg(0, "the same seed writes the same texts, whatever the batch size")
+    seed: int = arg(0, "the same seed writes the same texts, in float32 whatever the batch size")
     batch_size: int = arg(8, "texts written at a time")
     output: str | None = arg(
         None,
@@ -69,10 +80,10 @@ class WritingArguments:
 
 
 @dataclass(kw_only=True)
-class GenerateArguments(WritingArguments, SourceArguments):
+class GenerateArguments(WritingArguments, WriterSourceArguments):
     """All arguments of generate.py."""
 
-    GROUPS = (SourceArguments, WritingArguments)
+    GROUPS = (WriterSourceArguments, WritingArguments)
 
     checkpoints: list[str] = field(default_factory=list)
 
@@ -147,3 +158,23 @@ class TokenizerCommandArguments(TokenizerOutputArguments, TokenizerArguments):
     GROUPS = (TokenizerArguments, TokenizerOutputArguments)
 
     files: list[str] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class PlanOptions:
+    """Plan"""
+
+    gpus: int = arg(1, "GPUs, on all machines together")
+    gpus_per_node: int = arg(8, "GPUs of one machine")
+    gpu: str = arg(
+        "h100", "which GPU, as a100, h100, rtx4090 or mi300x (one it does not know is answered with all)"
+    )
+    mfu: float = arg(0.4, "assumed part of the GPUs' peak that the training makes use of")
+    network_gbit: float = arg(400.0, "Gbit/s between a machine and the others")
+
+
+@dataclass(kw_only=True)
+class PlanArguments(PlanOptions, TrainArguments):
+    """All arguments of `python -m stylegen.plan`."""
+
+    GROUPS = (PlanOptions, *TrainArguments.GROUPS)  # type: ignore[assignment]  # one more

@@ -32,6 +32,7 @@ HUB_NAMES = (
 # What trackers receive of the arguments: numbers, choices, names on the hub. No path, no text, nothing else free-form.
 TRACKED = (
     "model_name_or_path", "model_type", "config_name", "config_overrides", "dtype", "gradient_checkpointing",
+    "tf32", "torch_compile",
     "lora_r", "lora_alpha", "lora_dropout", "merge_lora",
     "tokenizer_name", "train_tokenizer", "vocab_size", "normalizer", "min_frequency",
     "dataset_name", "streaming", "max_completion_words", "detokenize", "keep_boilerplate",

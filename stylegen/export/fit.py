@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from stylegen.config import UsageError, first_line
 
@@ -25,7 +26,9 @@ def fit_weights(config: Any, weights: dict[str, torch.Tensor], where: Path) -> P
     Raises UsageError naming a tensor that is missing, has another shape, or is none of this architecture.
     """
     try:
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        with no_init_weights():  # every one of them is written over
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        model.tie_weights()
     except Exception as error:
         raise UsageError(
             f"no model can be built by the configuration of {where}: {first_line(error)}"

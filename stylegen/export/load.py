@@ -14,7 +14,7 @@ from stylegen.config import UsageError
 from stylegen.config.commands import SourceArguments
 from stylegen.export import accelerate_state, adapter, folder, gguf, keras, nanogpt, tensorflow, zero
 from stylegen.export.find import CONFIG, choose_checkpoint, local_path
-from stylegen.model import context_length, embedding_rows, num_parameters, save_model
+from stylegen.model import context_length, embedding_rows, fuse_activations, num_parameters, save_model
 from stylegen.tokenizer import num_ids
 
 # In the order in which they are looked for: a folder may hold several, such as an adapter beside its base model.
@@ -114,6 +114,7 @@ def _load(
     for parameter in model.parameters():  # of buffers, the frequencies of positions have to stay exact
         parameter.data = parameter.data.to(dtype)
     model.config.dtype = dtype
+    fuse_activations(model)
     model.to(device)
     return model.eval(), tokenizer
 
@@ -129,6 +130,7 @@ def _difference(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, writ
     again = AutoModelForCausalLM.from_pretrained(
         str(written), dtype=model.dtype, trust_remote_code=False
     ).eval()
+    fuse_activations(again)  # in half precision another way of computing would look like other weights
     ids = torch.arange(min(16, embedding_rows(model), context_length(model) or 16))[None]
     logits, others = (each(input_ids=ids).logits.float() for each in (model, again))
     return float((logits - others).abs().max() / logits.abs().max())

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from stylegen.config import GenerateArguments, check_arguments, parse_arguments, run_command, stay_local
-from stylegen.generate.plan import Plan
+from stylegen.generate.plan import Plan, settle_dtype
 from stylegen.generate.prompts import read_prompts
 
 USAGE = """generate.py CHECKPOINT [--flag value ...]
@@ -21,7 +21,9 @@ def _generate(argv: list[str]) -> None:
     arguments = parse_arguments(GenerateArguments, argv, positional="checkpoints", usage=USAGE)
     check_arguments(arguments)
     stay_local(arguments)
-    plan = Plan(arguments, read_prompts(arguments))
+    prompts = read_prompts(arguments)
+    settle_dtype(arguments)
+    plan = Plan(arguments, prompts)
     if arguments.output:
         from stylegen.generate.output import write_output as write  # nothing heavy before it is needed
     elif arguments.interactive:
@@ -43,5 +45,5 @@ def _print_texts(plan: Plan) -> None:
             writer.fill([row], lambda piece: print(piece, end="", flush=True))
             print(flush=True)
     else:
-        for place, row in enumerate(row for batch in plan.batches() for row in writer.fill(batch)):
+        for place, row in enumerate(plan.in_order(writer.fill(batch) for batch in plan.batches())):
             print(plan.heading(row, place) + row["text"], flush=True)

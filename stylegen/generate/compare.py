@@ -34,7 +34,7 @@ def compare(plan: Plan) -> None:
 def _column(plan: Plan, name: str) -> dict[str, Any]:
     """What one checkpoint writes: its name, a note on the marks, and each text as (piece, whether it is copied)."""
     writer = Writer(plan, name)
-    texts = [row["text"] for batch in plan.batches() for row in writer.fill(batch)]
+    texts = [row["text"] for row in plan.in_order(writer.fill(batch) for batch in plan.batches())]
     note = "Marked: runs of 8 words or more that stand in its training text."
     try:
         reference = _reference(*_training_text(Path(name).expanduser()))

@@ -128,16 +128,19 @@ def _append(path: Path, plan: Plan, progress: _Progress) -> None:
 def _missing_rows(plan: Plan, writer: Any, done: int) -> Iterator[Row]:
     """The rows after the first `done`, on every process; a batch that was left unfinished is written again."""
     count, rank = processes.world_size(), processes.rank()
-    first = done // plan.batch_rows * plan.batch_rows
-    batches = plan.batches(first)
+    batches = (
+        batch
+        for batch in plan.batches(done // plan.sorted_rows * plan.sorted_rows)
+        if any(plan.place(row) >= done for row in batch)
+    )
 
-    def written() -> Iterator[Row]:
+    def written() -> Iterator[list[Row]]:
         while of_ranks := list(itertools.islice(batches, count)):
             rows = writer.fill(of_ranks[rank]) if rank < len(of_ranks) else []
             if count > 1:
                 from accelerate.utils import gather_object
 
                 rows = gather_object(rows)
-            yield from rows
+            yield rows
 
-    return itertools.islice(written(), done - first, None)
+    return plan.in_order(written(), done)
