@@ -15,6 +15,10 @@ COMMANDS = {
     "run_clm.py --help": ["run_clm.py", "--help"],
     "run_clm.py --lerning_rate 1": ["run_clm.py", "--lerning_rate", "1"],
     "generate.py --help": ["generate.py", "--help"],
+    **{
+        f"-m stylegen.{name} --help": ["-m", f"stylegen.{name}", "--help"]
+        for name in ("blocks", "tokenizer", "export", "style", "plan")
+    },
 }
 
 

@@ -29,7 +29,7 @@ from stylegen.tokenizer.train import LONGEST_TRAINED_WORD, _training_pieces
 
 
 def encode_documents(tokenizer, documents, num_workers, **options):
-    return DocumentEncoder(tokenizer, **options)(documents, num_workers)
+    return DocumentEncoder(tokenizer.backend_tokenizer, **options)(documents, num_workers)
 
 
 def encode(tokenizer, document, **options):

@@ -4,14 +4,20 @@
 written as one stream of ids per side. `cut_blocks` cuts the streams (`packing`): plain blocks, documents packed so that
 none sees another, or one document a block. Which blocks a step takes is arithmetic on (seed, epoch, position)
 (`batches`): nothing has to be read or skipped to resume. `python -m stylegen.blocks PRESET.yaml` shows what comes out.
+A training begins with the text while torch is not imported yet (`ahead`).
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from stylegen.blocks.batches import micro_batches, step_indices
 from stylegen.blocks.cache import TextCounts, TokenCache, TokenStream
-from stylegen.blocks.origin import describe_block
-from stylegen.blocks.packing import Blocks, PackedBlocks, StreamBlocks
-from stylegen.blocks.prepare import cut_blocks, describe, describe_text, predicted_bytes, prepare_text
-from stylegen.loss import IGNORED
+from stylegen.blocks.prepare import cache_folder, prepare_text
+
+if TYPE_CHECKING:
+    from stylegen.blocks.cut import cut_blocks, describe, describe_text, predicted_bytes
+    from stylegen.blocks.origin import describe_block
+    from stylegen.blocks.packing import IGNORED, Blocks, PackedBlocks, StreamBlocks
 
 __all__ = [
     "IGNORED",
@@ -21,6 +27,7 @@ __all__ = [
     "TextCounts",
     "TokenCache",
     "TokenStream",
+    "cache_folder",
     "cut_blocks",
     "describe",
     "describe_block",
@@ -30,3 +37,16 @@ __all__ = [
     "prepare_text",
     "step_indices",
 ]
+
+HOMES = {
+    **dict.fromkeys(("cut_blocks", "describe", "describe_text", "predicted_bytes"), "cut"),
+    **dict.fromkeys(("IGNORED", "Blocks", "PackedBlocks", "StreamBlocks"), "packing"),
+    "describe_block": "origin",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # What needs torch is imported when it is asked for: the text is prepared before.
+    if name not in HOMES:
+        raise AttributeError(name)
+    return getattr(importlib.import_module(f"stylegen.blocks.{HOMES[name]}"), name)

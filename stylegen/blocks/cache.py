@@ -13,24 +13,28 @@ another name its lock is held; who comes second waits, and what a killed builder
 
 import contextlib
 import json
+import logging
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from filelock import FileLock, Timeout
+from tokenizers import Tokenizer
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerFast
 
 from stylegen.blocks.split import Side
 from stylegen.config import UsageError
-from stylegen.runtime import logger
 from stylegen.tokenizer import DocumentEncoder, load_tokenizer, num_ids
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+logger = logging.getLogger("stylegen")
 SIDES = ("train", "validation")
 LEFTOVER = re.compile(r"[0-9a-f]{32}(-old)?\.(tmp|lock)")
 PAIRS_AT_ONCE = 1000
@@ -72,30 +76,36 @@ class TokenCache:
 
     train: TokenStream
     validation: TokenStream
-    tokenizer: PreTrainedTokenizerFast
+    tokenizer: "PreTrainedTokenizerFast"
     fingerprints: dict[str, str]
     findings: dict[str, Any]
 
 
 def open_entry(
-    cache_dir: Path, key: str, build: Callable[[Path], None], overwrite: bool = False
+    cache_dir: Path,
+    key: str,
+    build: Callable[[Path], None],
+    overwrite: bool = False,
+    libraries: Callable[[], None] = lambda: None,
 ) -> TokenCache:
     """The entry of `key`, made by `build(folder)` first if there is none; waits if another process is making it.
 
+    libraries  called before Transformers is used
     Raises UsageError if `cache_dir` cannot be used.
     """
     entry = cache_dir / key
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         _sweep(cache_dir)
-        cache = None if overwrite else _open(entry)
+        cache = None if overwrite else _open(entry, libraries)
         if cache is None:
             with _locked(cache_dir, key):
-                cache = None if overwrite else _open(entry)  # another process may have made it meanwhile
+                # Another process may have made it meanwhile.
+                cache = None if overwrite else _open(entry, libraries)
                 if cache is None:
                     logger.info(f"reading and tokenizing the text, once, into {entry}")
                     _build(entry, build)
-                    cache = _open(entry)
+                    cache = _open(entry, libraries)
         assert cache is not None
         return cache
     except OSError as error:
@@ -105,19 +115,22 @@ def open_entry(
 
 
 def write_sides(
-    folder: Path, sides: Sequence[Side], tokenizer: PreTrainedTokenizerFast, num_workers: int, prompts: bool
+    folder: Path, sides: Sequence[Side], backend: Tokenizer, end: int, num_workers: int, prompts: bool
 ) -> dict[str, dict[str, int]]:
-    """Tokenize both sides into `folder`, noting where prompts end if asked to; returns the counts of each by name."""
-    encode = DocumentEncoder(tokenizer)
+    """Tokenize both sides into `folder`, noting where prompts end if asked to; returns the counts of each by name.
+
+    end  id of <|endoftext|>
+    """
+    encode, dtype = DocumentEncoder(backend), _dtype(backend)
     counts = {}
     for name, side in zip(SIDES, sides, strict=True):
-        counts[name] = _write_side(folder, name, side, tokenizer, encode, num_workers)
+        counts[name] = _write_side(folder, name, side, dtype(end), encode, num_workers)
         if prompts:
-            np.save(folder / f"{name}.prompts.npy", _prompt_tokens(side, tokenizer))
+            np.save(folder / f"{name}.prompts.npy", _prompt_tokens(side, backend))
     return counts
 
 
-def write_meta(folder: Path, tokenizer: PreTrainedTokenizerFast, meta: dict[str, Any]) -> None:
+def write_meta(folder: Path, tokenizer: "PreTrainedTokenizerFast", meta: dict[str, Any]) -> None:
     """Complete an entry: the tokenizer and meta.json."""
     tokenizer.save_pretrained(str(folder / "tokenizer"))
     dtype = np.dtype(_dtype(tokenizer)).name
@@ -128,19 +141,18 @@ def _write_side(
     folder: Path,
     name: str,
     side: Side,
-    tokenizer: PreTrainedTokenizerFast,
+    end: np.uint16 | np.uint32,
     encode: DocumentEncoder,
     num_workers: int,
 ) -> dict[str, int]:
-    dtype = _dtype(tokenizer)
     starts = np.zeros(len(side.ranges) + 1, dtype=np.int64)
     document, position = 0, 1
     with _progress(f"tokenizing {name}", side) as bar, open(folder / f"{name}.bin", "wb") as file:
-        file.write(dtype(tokenizer.eos_token_id).tobytes())
+        file.write(end.tobytes())
         documents = (_counted(chunks, bar) for chunks in side.store.documents(side.ranges))
         for ids, ends in encode(documents, num_workers):
             starts[document + 1 : document + len(ends) + 1] = position + ends + np.arange(len(ends))
-            ids = np.insert(ids.astype(dtype), ends, tokenizer.eos_token_id)
+            ids = np.insert(ids.astype(end.dtype), ends, end)
             file.write(ids.tobytes())
             document, position = document + len(ends), position + len(ids)
     np.save(folder / f"{name}.starts.npy", starts)
@@ -148,11 +160,12 @@ def _write_side(
     return asdict(TextCounts(len(side.ranges), side.characters, num_bytes, position - 2))
 
 
-def _open(entry: Path) -> TokenCache | None:
+def _open(entry: Path, libraries: Callable[[], None]) -> TokenCache | None:
     """An entry, or None if it is not there or not whole: cleaners of cache folders take single files."""
     try:
         meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
         sides = {name: _open_side(entry, name, meta) for name in SIDES}
+        libraries()
         tokenizer = load_tokenizer(str(entry / "tokenizer"))
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -229,11 +242,11 @@ def _sweep(cache_dir: Path) -> None:
             lock.release()
 
 
-def _dtype(tokenizer: PreTrainedTokenizerFast) -> Any:
+def _dtype(tokenizer: "PreTrainedTokenizerFast | Tokenizer") -> Any:
     return np.uint16 if num_ids(tokenizer) <= 1 << 16 else np.uint32
 
 
-def _prompt_tokens(side: Side, tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
+def _prompt_tokens(side: Side, backend: Tokenizer) -> np.ndarray:
     """Tokens of each document that end within its prompt: a token across the border belongs to the completion."""
     counts: list[int] = []
     for start in range(0, len(side.ranges), PAIRS_AT_ONCE):
@@ -243,9 +256,7 @@ def _prompt_tokens(side: Side, tokenizer: PreTrainedTokenizerFast) -> np.ndarray
             for text, num_bytes in zip(texts, side.prompts[start:].tolist(), strict=False)
         ]
         # The library knows the place of each token in the text as it was given, whatever it normalizes or adds.
-        encodings = tokenizer.backend_tokenizer.encode_batch(
-            [text.decode() for text in texts], add_special_tokens=False
-        )
+        encodings = backend.encode_batch([text.decode() for text in texts], add_special_tokens=False)
         for encoding, border in zip(encodings, borders, strict=True):
             counts.append(sum(end <= border for _, end in encoding.offsets))
     return np.array(counts, dtype=np.int64)

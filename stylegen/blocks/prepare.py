@@ -1,4 +1,4 @@
-"""Arguments -> token cache -> blocks, and the words about them for the log."""
+"""Arguments -> token cache."""
 
 import hashlib
 import json
@@ -6,15 +6,13 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Tokenizer
 
-from stylegen.blocks.cache import SIDES, TokenCache, TokenStream, open_entry, write_meta, write_sides
-from stylegen.blocks.packing import Blocks, PackedBlocks, StreamBlocks
+from stylegen.blocks.cache import SIDES, TokenCache, open_entry, write_meta, write_sides
 from stylegen.blocks.split import Side, split_store
-from stylegen.config import SHAKESPEARE, TrainArguments, UsageError
+from stylegen.config import END_OF_TEXT, SHAKESPEARE, TrainArguments, UsageError
 from stylegen.config.checks import DEFAULT_SPLIT_PERCENTAGE
 from stylegen.corpus import (
     Findings,
@@ -25,18 +23,27 @@ from stylegen.corpus import (
     same_content,
 )
 from stylegen.corpus.store import TextStore
-from stylegen.loss import IGNORED
-from stylegen.tokenizer import load_tokenizer, token_byte_lengths, train_tokenizer
+from stylegen.tokenizer import as_pretrained, load_tokenizer, train_backend
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 CACHE_FORMAT = 4
-CHUNK_TOKENS = 1 << 20
 # The files of a folder that decide what its tokenizer is.
 TOKENIZER_FILES = ("*token*.json", "vocab*", "merges.txt", "*.model", "*.gguf")
+# The library's tokenizer, the id of its <|endoftext|>, and how to get that of Transformers around it.
+Encoder = tuple[Tokenizer, int, Callable[[], "PreTrainedTokenizerFast"]]
 
 
-def prepare_text(arguments: TrainArguments, train: Source, validation: Source | None) -> TokenCache:
+def prepare_text(
+    arguments: TrainArguments,
+    train: Source,
+    validation: Source | None,
+    libraries: Callable[[], None] = lambda: None,
+) -> TokenCache:
     """Find the token cache of these sources, or read, split and tokenize them.
 
+    libraries  called before Transformers is used: a thread may wait there until it is imported
     Raises UsageError for text that cannot be used.
     """
     sources, version = _sources(arguments, train, validation)
@@ -44,7 +51,7 @@ def prepare_text(arguments: TrainArguments, train: Source, validation: Source | 
     percentage = arguments.validation_split_percentage or DEFAULT_SPLIT_PERCENTAGE
     split = (percentage, arguments.seed) if len(sources) == 1 else None
     state = [source.state() for source in sources]
-    identity, get_tokenizer = _tokenizer(arguments)
+    identity, get_encoder = _tokenizer(arguments, libraries)
     prompts = arguments.completion_only_loss  # where they end takes a second look at every pair
 
     def build(folder: Path) -> None:
@@ -55,9 +62,11 @@ def prepare_text(arguments: TrainArguments, train: Source, validation: Source | 
         same = same_content(path for source in sources for path in source.paths())
         findings.same_content = [f"{path} has the same content as {earlier}" for path, earlier in same]
         sides = _sides(train, stores, split)
-        tokenizer = get_tokenizer(sides[0])
+        backend, end, get_tokenizer = get_encoder(sides[0])
         num_workers = arguments.preprocessing_num_workers or os.cpu_count() or 1
-        counts = write_sides(folder, sides, tokenizer, num_workers, prompts)
+        counts = write_sides(folder, sides, backend, end, num_workers, prompts)
+        libraries()
+        tokenizer = get_tokenizer()
         digests = [store.digest for store in stores]
         fingerprints = {
             "text": _hash([digests, split]),
@@ -71,111 +80,13 @@ def prepare_text(arguments: TrainArguments, train: Source, validation: Source | 
     # The files themselves are in the state.
     where = [asdict(source) | {"files": None, "pair_files": bool(source.pair_files)} for source in sources]
     key = _hash([CACHE_FORMAT, state, where, version, asdict(options), split, identity, prompts])
-    cache = open_entry(_cache_dir(arguments), key, build, arguments.overwrite_cache)
+    cache = open_entry(cache_folder(arguments), key, build, arguments.overwrite_cache, libraries)
     for name, stream in zip(SIDES, (cache.train, cache.validation), strict=True):
         if stream.counts.tokens < 2:
             raise UsageError(
                 f"the {name} text is {stream.counts.tokens} token long, but predicting one needs two; give more text"
             )
     return cache
-
-
-def cut_blocks(arguments: TrainArguments, cache: TokenCache) -> tuple[Blocks, Blocks]:
-    """Training and validation blocks. Raises UsageError if a side has no room for one."""
-    assert arguments.block_size and cache.tokenizer.pad_token_id is not None
-    pad_id: int = cache.tokenizer.pad_token_id
-    if arguments.packing != "stream":
-        limits = (arguments.max_train_samples, arguments.max_eval_samples)
-        train, validation = (
-            PackedBlocks(
-                stream,
-                arguments.block_size,
-                pad_id,
-                truncate=arguments.packing == "pad",
-                completion_only=arguments.completion_only_loss,
-                limit=limit,
-            )
-            for stream, limit in zip((cache.train, cache.validation), limits, strict=True)
-        )
-        if not (len(train) and len(validation)):
-            raise UsageError(
-                f"no {'validation' if len(train) else 'train'} pair has a completion within block_size "
-                f"{arguments.block_size}; use a larger one"
-            )
-        return train, validation
-    available = cache.validation.counts.tokens - 1
-    if arguments.validation_split_percentage and available < arguments.block_size:
-        raise UsageError(
-            f"no room for one validation block: {arguments.validation_split_percentage:g} % of the text is "
-            f"{available} tokens, block_size is {arguments.block_size}; use a smaller --block_size, a larger "
-            f"--validation_split_percentage, or a --validation_file"
-        )
-    return (
-        StreamBlocks(
-            cache.train, arguments.block_size, pad_id, arguments.max_train_samples, arguments.random_windows,
-            arguments.seed,
-        ),
-        StreamBlocks(cache.validation, arguments.block_size, pad_id, arguments.max_eval_samples),
-    )  # fmt: skip
-
-
-def predicted_bytes(stream: TokenStream, blocks: Blocks, tokenizer: PreTrainedTokenizerFast) -> int:
-    """UTF-8 bytes of the text behind the predicted tokens of `blocks`.
-
-    All of the stream: its text, in plain blocks without the first token. Less: what the labels decode to, of a
-    tokenizer with a normalizer in proportion to the text as it was given.
-    """
-    lengths = token_byte_lengths(tokenizer)
-    num_labels = blocks.num_labels(np.arange(len(blocks)))
-    if isinstance(blocks, StreamBlocks) and num_labels == stream.counts.tokens - 1:
-        return max(stream.counts.num_bytes - int(lengths[stream.tokens[0]]), 1)
-    if num_labels == stream.counts.tokens + 1:  # packed, with what ends the last document
-        return stream.counts.num_bytes
-    total = 0.0
-    for index in range(len(blocks)):
-        labels = blocks.batch(np.array([index]))["labels"]
-        total += int(lengths[labels[labels != IGNORED].numpy()].sum())
-    if tokenizer.backend_tokenizer.normalizer is not None:  # they decode to the normal form, not to the text
-        starts = range(0, len(stream.tokens), CHUNK_TOKENS)
-        decoded = sum(int(lengths[stream.tokens[start : start + CHUNK_TOKENS]].sum()) for start in starts)
-        total *= stream.counts.num_bytes / max(decoded, 1)
-    return max(round(total), 1)
-
-
-def describe_text(cache: TokenCache) -> list[str]:
-    """The table of documents for the log, with what was dropped and why."""
-    rows = [f"{'documents':12}{'count':>12}{'characters':>16}{'tokens':>16}"]
-    for name, stream in zip(SIDES, (cache.train, cache.validation), strict=True):
-        counts = stream.counts
-        rows.append(f"{name:12}{counts.documents:>12,}{counts.characters:>16,}{counts.tokens:>16,}")
-    dropped = cache.findings["dropped"]
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items())
-    rows.append(f"{'dropped':12}{sum(dropped.values()):>12,}" + (f"  ({reasons})" if reasons else ""))
-    if texts := cache.findings["boilerplate_texts"]:
-        rows.append(
-            f"Project Gutenberg headers and footers cut from {texts:,} text{'s' * (texts > 1)} "
-            f"({cache.findings['boilerplate_characters']:,} characters); --keep_boilerplate keeps them"
-        )
-    rows += [f"warning: {line}" for line in cache.findings["same_content"]]
-    return rows
-
-
-def describe(name: str, stream: TokenStream, blocks: Blocks) -> str:
-    """One line for the log: how a side is cut, and how much of it is used."""
-    used = blocks.num_labels(np.arange(len(blocks)))
-    text = f"{name}: {len(blocks):,} block{'s' * (len(blocks) != 1)} of {blocks.block_size}"
-    if isinstance(blocks, StreamBlocks):
-        if blocks.random_windows:
-            text += f", {blocks.random_windows:,} of them random windows that change with each epoch"
-        used -= blocks.random_windows * blocks.block_size
-        last = blocks.num_labels(np.array([blocks.num_plain - 1]))
-        text += f", the last with {last}" if last < blocks.block_size and not blocks.random_windows else ""
-        available = stream.counts.tokens - 1
-    else:
-        filled = used / (len(blocks) * blocks.block_size)
-        text += f", {100 * filled:.2f} % of their labels count"
-        available = stream.counts.tokens + 1
-    return f"{text}; kept {100 * used / available:.2f} % of the {stream.counts.tokens:,} tokens"
 
 
 def _sources(
@@ -229,7 +140,9 @@ def _refuse_empty(train: Side, validation: Side) -> None:
         )
 
 
-def _tokenizer(arguments: TrainArguments) -> tuple[Any, Callable[[Side], PreTrainedTokenizerFast]]:
+def _tokenizer(
+    arguments: TrainArguments, libraries: Callable[[], None]
+) -> tuple[Any, Callable[[Side], Encoder]]:
     """(what makes two tokenizers the same, how to get this one once the training side is known)."""
     if kind := arguments.train_tokenizer:
         options = (
@@ -238,24 +151,35 @@ def _tokenizer(arguments: TrainArguments) -> tuple[Any, Callable[[Side], PreTrai
             arguments.min_frequency,
             arguments.special_tokens,
         )
-        return [kind, *options], lambda side: train_tokenizer(
-            kind, side.store.documents(side.ranges), side.characters, *options
-        )
+
+        def trained(side: Side) -> Encoder:
+            backend = train_backend(kind, side.store.documents(side.ranges), side.characters, *options)
+            end = backend.token_to_id(END_OF_TEXT) or 0
+            return backend, end, lambda: as_pretrained(backend, arguments.special_tokens)
+
+        return [kind, *options], trained
     where: tuple[str, str | None, str | None]
     if arguments.tokenizer_name:
         where = (arguments.tokenizer_name, None, None)
     else:
         assert arguments.model_name_or_path
         where = (arguments.model_name_or_path, arguments.model_revision, arguments.gguf_file)
+
+    def loaded() -> Encoder:
+        libraries()
+        tokenizer = load_tokenizer(*where)
+        return tokenizer.backend_tokenizer, int(tokenizer.eos_token_id or 0), lambda: tokenizer
+
     folder = Path(where[0])
     if folder.is_dir():
         files = sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)})
-        return [where, Source(files=tuple(files)).state()], lambda side: load_tokenizer(*where)
-    tokenizer = load_tokenizer(*where)  # a name on the hub can come to mean another one
-    return tokenizer.backend_tokenizer.to_str(), lambda side: tokenizer
+        return [where, Source(files=tuple(files)).state()], lambda side: loaded()
+    encoder = loaded()  # a name on the hub can come to mean another one
+    return encoder[0].to_str(), lambda side: encoder
 
 
-def _cache_dir(arguments: TrainArguments) -> Path:
+def cache_folder(arguments: TrainArguments) -> Path:
+    """Where what can be made again is kept."""
     default = os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "stylegen")
     return Path(arguments.cache_dir or default).expanduser()
 

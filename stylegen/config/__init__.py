@@ -4,6 +4,7 @@ from stylegen.config.checks import check_arguments, resolve_arguments
 from stylegen.config.commands import (
     ExportArguments,
     GenerateArguments,
+    PlanArguments,
     SourceArguments,
     StyleArguments,
     TokenizerCommandArguments,
@@ -20,6 +21,7 @@ __all__ = [
     "STOP_FILE",
     "ExportArguments",
     "GenerateArguments",
+    "PlanArguments",
     "RankError",
     "RunError",
     "SourceArguments",

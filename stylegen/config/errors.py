@@ -1,6 +1,7 @@
 """What a user's mistake looks like: one line that names the thing and the remedy, exit code 2, no traceback."""
 
 import errno
+import gc
 import os
 import platform
 import sys
@@ -81,11 +82,13 @@ def run_command(command: Callable[[list[str]], int | None], argv: Sequence[str] 
 
 
 def leave(code: int) -> int:
-    """The exit code; where there is a process group, the process ends here and now.
+    """The exit code; where there is a process group, the process ends here and now, and elsewhere soon.
 
-    Taking a process group apart can wait for ever: torch joins its threads while it holds Python's lock, which one of
-    them may need to free the tensor of the last barrier.
+    Python would look for garbage among all that was imported before it ends, for half a second. Taking a process group
+    apart can wait for ever: torch joins its threads while it holds Python's lock, which one of them may need to free
+    the tensor of the last barrier.
     """
+    gc.freeze()
     torch = sys.modules.get("torch")
     if torch and torch.distributed.is_available() and torch.distributed.is_initialized():
         sys.stdout.flush()

@@ -24,7 +24,3 @@ def start_logging(is_main: bool) -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # it would write to stdout
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    import datasets
-
-    datasets.utils.logging.set_verbosity_error()
-    datasets.disable_progress_bars()

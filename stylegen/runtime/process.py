@@ -13,7 +13,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, patch_environment
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    patch_environment,
+)
 from transformers.integrations import unset_hf_deepspeed_config
 
 from stylegen.config import UsageError, first_line
@@ -77,9 +82,11 @@ def apply_speed_settings() -> None:
     """Settle the process, once the libraries are imported.
 
     glibc is told not to hand freed memory back to the kernel: page faults cost a third of a CPU step. Python no
-    longer looks for garbage among the objects that the imports made, which took a fifth of preparing a text.
+    longer looks for garbage among the objects that the imports made, which took a fifth of preparing a text; while they
+    are made it need not look at all.
     """
     gc.freeze()
+    gc.enable()
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         for option, value in ((-3, 2**31 - 1), (-1, 2**31 - 1), (-2, 64 << 20)):  # mmap, trim, top pad
@@ -100,7 +107,13 @@ def _join(precision: str, timeout: datetime.timedelta) -> Accelerator:
             PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
         if uses_deepspeed():
             environment = {"ACCELERATE_USE_CPU": "false", "ACCELERATE_TORCH_DEVICE": "cpu"}
-    handlers: Any = [InitProcessGroupKwargs(**options)] if world_size() > 1 else None
+    handlers: Any = None
+    if world_size() > 1:
+        # Gradients live in what is sent, and not a second time beside it.
+        handlers = [
+            InitProcessGroupKwargs(**options),
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+        ]
     with patch_environment(**environment):
         accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=handlers)
     if accelerator.num_processes != world_size():

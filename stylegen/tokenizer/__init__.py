@@ -2,29 +2,35 @@
 
 Two are trained here, both byte-exact for any text: byte-level BPE, and characters (a BPE without merges that
 spells characters it has never seen as bytes). `<|endoftext|>` is their first special token: it stands between
-documents, starts a text that has no prompt, ends it, and pads.
+documents, starts a text that has no prompt, ends it, and pads. Transformers is imported where it is needed: a text is
+read, and a tokenizer trained, in the time that this takes.
 """
 
 import re
+from typing import TYPE_CHECKING
 
 import numpy as np
-from tokenizers import decoders
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders
 
 from stylegen.config import END_OF_TEXT, UsageError, first_line
 from stylegen.tokenizer.encode import DocumentEncoder, slices
-from stylegen.tokenizer.train import fitting_vocab_size, train_tokenizer
+from stylegen.tokenizer.train import as_pretrained, fitting_vocab_size, train_backend, train_tokenizer
 from stylegen.trust import check_source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 __all__ = [
     "BYTE_TOKEN",
     "END_OF_TEXT",
     "DocumentEncoder",
+    "as_pretrained",
     "fitting_vocab_size",
     "load_tokenizer",
     "num_ids",
     "slices",
     "token_byte_lengths",
+    "train_backend",
     "train_tokenizer",
 ]
 
@@ -33,8 +39,10 @@ BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")  # how byte fallback spells what the
 
 def load_tokenizer(
     name_or_path: str, revision: str | None = None, gguf_file: str | None = None
-) -> PreTrainedTokenizerFast:
+) -> "PreTrainedTokenizerFast":
     """A pretrained tokenizer with an end-of-text token, which also pads if there is no other."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
     check_source(name_or_path, gguf_file, adapter=True)
     try:
         options = {"gguf_file": gguf_file} if gguf_file else {}
@@ -63,12 +71,12 @@ def load_tokenizer(
     return tokenizer
 
 
-def num_ids(tokenizer: PreTrainedTokenizerFast) -> int:
+def num_ids(tokenizer: "PreTrainedTokenizerFast | Tokenizer") -> int:
     """The largest id and one (V): vocabularies may leave gaps, so their number of words can be less."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
-def token_byte_lengths(tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
+def token_byte_lengths(tokenizer: "PreTrainedTokenizerFast") -> np.ndarray:
     """UTF-8 bytes of text behind each id, int64 (V,): 0 for special tokens, exact for byte-level and characters."""
     is_byte_level = isinstance(tokenizer.backend_tokenizer.decoder, decoders.ByteLevel)
     added = {id_: token.content for id_, token in tokenizer.added_tokens_decoder.items()}

@@ -73,7 +73,9 @@ def _count(tokenizer, store) -> tuple[int, int]:
     if tokenizer.unk_token_id is not None:
         is_unknown[tokenizer.unk_token_id] = True
     tokens = unknown = 0
-    for ids, _ in DocumentEncoder(tokenizer)(store.documents(store.ranges), os.cpu_count() or 1):
+    for ids, _ in DocumentEncoder(tokenizer.backend_tokenizer)(
+        store.documents(store.ranges), os.cpu_count() or 1
+    ):
         tokens, unknown = tokens + len(ids), unknown + int(is_unknown[ids].sum())
     return tokens, unknown
 

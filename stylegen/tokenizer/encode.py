@@ -12,7 +12,6 @@ from typing import TypeVar
 
 import numpy as np
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerFast
 
 from stylegen.tokenizer.fast import (
     NORMAL_FORMS,
@@ -74,8 +73,8 @@ class DocumentEncoder:
     What can be proved of the tokenizer is proved once, when this is made.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, size: int = SLICE_CHARACTERS):
-        self.backend, self.size = tokenizer.backend_tokenizer, size
+    def __init__(self, backend: Tokenizer, size: int = SLICE_CHARACTERS):
+        self.backend, self.size = backend, size
         self.fast = fast_ids(self.backend)
         self.cut = _safe_cut(self.backend)
 

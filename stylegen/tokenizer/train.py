@@ -5,14 +5,17 @@ Both are byte-exact for any text: what there is no word for is spelled in bytes.
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
 from stylegen.config import END_OF_TEXT, UsageError
 from stylegen.tokenizer.encode import slices
 from stylegen.tokenizer.fast import NUM_CODE_POINTS, code_points, normal_form
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 # Words longer than this are pieces of data, not words; training on them whole costs time with its square.
 LONGEST_TRAINED_WORD = 256
@@ -28,7 +31,23 @@ def train_tokenizer(
     normalizer: str,
     min_frequency: int = 0,
     special_tokens: Sequence[str] = (),
-) -> PreTrainedTokenizerFast:
+) -> "PreTrainedTokenizerFast":
+    """What `train_backend` makes of the same values, as a tokenizer of Transformers."""
+    backend = train_backend(
+        kind, documents, num_characters, vocab_size, normalizer, min_frequency, special_tokens
+    )
+    return as_pretrained(backend, special_tokens)
+
+
+def train_backend(
+    kind: str,
+    documents: Iterable[Iterable[str]],
+    num_characters: int,
+    vocab_size: int | None,
+    normalizer: str,
+    min_frequency: int = 0,
+    special_tokens: Sequence[str] = (),
+) -> Tokenizer:
     """Train a tokenizer on documents, each an iterable of chunks of its text; the same text gives the same tokenizer.
 
     kind            "bpe" or "char"
@@ -43,10 +62,16 @@ def train_tokenizer(
     _check_special_tokens(special)
     form = None if normalizer == "none" else getattr(normalizers, normalizer.upper())()
     if kind == "char":
-        backend = _character_tokenizer(documents, form, max(min_frequency, 1), special)
-    else:
-        vocab_size = vocab_size or fitting_vocab_size(num_characters)
-        backend = _byte_level_bpe(documents, form, vocab_size, min_frequency, special)
+        return _character_tokenizer(documents, form, max(min_frequency, 1), special)
+    return _byte_level_bpe(
+        documents, form, vocab_size or fitting_vocab_size(num_characters), min_frequency, special
+    )
+
+
+def as_pretrained(backend: Tokenizer, special_tokens: Sequence[str] = ()) -> "PreTrainedTokenizerFast":
+    """The tokenizer of Transformers around one that `train_backend` made with these special tokens; the same ids."""
+    from transformers import PreTrainedTokenizerFast  # not above: texts are prepared while it is imported
+
     roles = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), END_OF_TEXT)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,

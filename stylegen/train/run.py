@@ -7,6 +7,7 @@ uninterrupted one would have done: also the turn, where the stop came before it.
 
 from dataclasses import asdict
 
+from stylegen.blocks.ahead import TextAhead
 from stylegen.config import RunError, TrainArguments, leave
 from stylegen.corpus import Source
 from stylegen.runtime import logger
@@ -15,17 +16,22 @@ from stylegen.tracking import FAILED, FINISHED, PREEMPTED
 from stylegen.train import style
 from stylegen.train.finish import finish, promote
 from stylegen.train.health import compare_weights
+from stylegen.train.profile import StepProfiler
 from stylegen.train.setup import set_up
 from stylegen.train.state import Run, State, is_due, stops_early
-from stylegen.train.step import Stopwatch, log_training, train_step
+from stylegen.train.step import Stopwatch, log_training, note_first_step, train_step
 from stylegen.train.turn import evaluate_model, keep_samples, save, write
 
 
 def train(
-    arguments: TrainArguments, train_source: Source, validation_source: Source | None, stop: StopRequest
+    arguments: TrainArguments,
+    train_source: Source,
+    validation_source: Source | None,
+    stop: StopRequest,
+    ahead: TextAhead | None = None,
 ) -> int:
-    """Train as `arguments` say, on the text of the two sources; returns the exit code."""
-    run, state = set_up(arguments, train_source, validation_source, stop)
+    """Train as `arguments` say, on the text of the two sources, which may be begun; returns the exit code."""
+    run, state = set_up(arguments, train_source, validation_source, stop, ahead)
     outcome = FAILED
     try:
         if run.resumed_at is not None and state.turned == state.step and _is_last(run, state):
@@ -53,6 +59,7 @@ def loop(run: Run, state: State) -> str | None:
     Raises RunError if the last checkpoint could not be written.
     """
     arguments, watch, first = run.arguments, Stopwatch(), state.step
+    profiler = StepProfiler(arguments.profile_steps, run.directory, run.accelerator.process_index)
     run.model.train()
     try:
         while True:
@@ -82,7 +89,10 @@ def loop(run: Run, state: State) -> str | None:
                 run.saver.finish()
             if state.step > first:  # the first step may compile
                 run.watchdog.arm()
-            grad_norm = train_step(run, state, watch)
+            with profiler.step(state.step + 1):
+                grad_norm = train_step(run, state, watch)
+            if state.step == first + 1:
+                watch = note_first_step(run, watch)
             if arguments.detect_desync_steps and state.step % arguments.detect_desync_steps == 0:
                 compare_weights(run, state)
             if state.step % arguments.logging_steps == 0 or state.step == run.num_steps:
@@ -93,6 +103,8 @@ def loop(run: Run, state: State) -> str | None:
         if isinstance(error, FloatingPointError | RunError) or run.accelerator.num_processes == 1:
             run.saver.finish(rotating=False)
         raise
+    finally:
+        profiler.finish()
 
 
 def take_turn(run: Run, state: State) -> bool:

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import math
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stylegen.blocks import (
     TokenCache,
+    cache_folder,
     cut_blocks,
     describe,
     describe_text,
     predicted_bytes,
     prepare_text,
 )
+from stylegen.blocks.ahead import TextAhead, set_tokenizer_threads
 from stylegen.checkpoint import (
     Saver,
     check_room,
@@ -29,9 +30,11 @@ from stylegen.checkpoint import (
     leave_behind,
     load_training_state,
 )
+from stylegen.compiled import compile_layers
 from stylegen.config import TrainArguments, UsageError, resolve_arguments
 from stylegen.config.processes import world_size
 from stylegen.corpus import Source
+from stylegen.flops import device_peak_flops, training_flops_per_token
 from stylegen.lora import add_adapter, saved_parameters
 from stylegen.loss import LanguageModelLoss
 from stylegen.metrics import training_bytes
@@ -76,7 +79,11 @@ from stylegen.train.state import Run, State
 
 
 def set_up(
-    arguments: TrainArguments, train_source: Source, validation_source: Source | None, stop: StopRequest
+    arguments: TrainArguments,
+    train_source: Source,
+    validation_source: Source | None,
+    stop: StopRequest,
+    ahead: TextAhead | None = None,
 ) -> tuple[Run, State]:
     """Build the run and the state it starts from. Raises UsageError for what the user can put right."""
     with stop.deaf() if world_size() > 1 else contextlib.nullcontext():
@@ -86,15 +93,15 @@ def set_up(
         check_shared(accelerator, arguments.output_path)
     checkpoint = find_checkpoint(arguments, accelerator)
     seed_everything(arguments.seed)
-    cache = _prepare_text(arguments, train_source, validation_source, accelerator)
+    cache = _prepare_text(arguments, train_source, validation_source, accelerator, ahead)
     train_blocks, validation_blocks = cut_blocks(arguments, cache)
     style.check_size(arguments, train_blocks)
     model = _build_model(arguments, config, cache, checkpoint)
+    if arguments.torch_compile:
+        compile_layers(model, cache_folder(arguments), accelerator.device)
     assert arguments.total_batch_size and arguments.learning_rate
     steps_per_epoch = math.ceil(len(train_blocks) / arguments.total_batch_size)
-    num_steps = arguments.max_train_steps
-    if num_steps is None:
-        num_steps = math.ceil((arguments.num_train_epochs or 0) * steps_per_epoch)
+    num_steps = _num_steps(arguments, steps_per_epoch)
     schedule = build_schedule(
         arguments.lr_scheduler_type, arguments.learning_rate, arguments.num_warmup_steps, num_steps,
         arguments.lr_scheduler_kwargs,
@@ -104,6 +111,7 @@ def set_up(
         (arguments.adam_beta1, arguments.adam_beta2), arguments.adam_epsilon,
     )  # fmt: skip
     num_params = num_parameters(model), num_trained(model)
+    flops = training_flops_per_token(model, arguments.block_size or 0)
     saver = _build_saver(arguments, accelerator, model, cache.tokenizer, num_steps, steps_per_epoch)
     prepared, optimizer = _prepare(arguments, accelerator, model, optimizer)
     state = start_state(checkpoint, arguments.output_path, accelerator, num_steps)
@@ -119,7 +127,7 @@ def set_up(
         steps_per_epoch=steps_per_epoch, num_steps=num_steps, tracker=tracker,
         resumed_at=state.step if checkpoint else None,
         watchdog=Watchdog(accelerator, arguments.watchdog_seconds), stop=stop,
-        saver=saver,
+        saver=saver, flops_per_token=flops, peak_flops=device_peak_flops(accelerator.device, arguments),
     )  # fmt: skip
     _describe(run, cache, num_params)
     if checkpoint:
@@ -159,8 +167,9 @@ def _start_process(arguments: TrainArguments) -> Accelerator:
             f"the launcher sets gradient_accumulation_steps {accelerator.gradient_accumulation_steps}, which belongs "
             f"to the run; take it out of the launcher's configuration and give --gradient_accumulation_steps"
         )
-    if arguments.preprocessing_num_workers:
-        os.environ["RAYON_NUM_THREADS"] = str(arguments.preprocessing_num_workers)  # read by tokenizers
+    if arguments.tf32:
+        torch.set_float32_matmul_precision("high")
+    set_tokenizer_threads(arguments)
     return accelerator
 
 
@@ -179,6 +188,11 @@ def _check_whole_weights(arguments: TrainArguments, accelerator: Accelerator) ->
     """Raise UsageError for what cannot be done where each process has a piece of the weights only."""
     if not cuts_weights(accelerator):
         return
+    if arguments.torch_compile and zero_stage(accelerator):
+        raise UsageError(
+            "torch_compile is not for ZeRO-3, which fetches the weights of each layer as it is called; leave it out, "
+            "or use configs/accelerate/fsdp.yaml"
+        )
     if arguments.auto_micro_batch:
         raise UsageError(
             "auto_micro_batch cannot try a batch under FSDP and ZeRO-3, where the processes compute together; leave it "
@@ -191,9 +205,15 @@ def _check_whole_weights(arguments: TrainArguments, accelerator: Accelerator) ->
 
 
 def _prepare_text(
-    arguments: TrainArguments, train: Source, validation: Source | None, accelerator: Accelerator
+    arguments: TrainArguments,
+    train: Source,
+    validation: Source | None,
+    accelerator: Accelerator,
+    ahead: TextAhead | None,
 ) -> TokenCache:
     """The token cache, which the first process to come builds and the others wait for."""
+    if ahead:
+        return ahead.result()
     if not arguments.overwrite_cache:
         cache = prepare_text(arguments, train, validation)
     else:
@@ -202,6 +222,12 @@ def _prepare_text(
             cache = prepare_text(again, train, validation)
     check_same(accelerator, "texts", cache.fingerprints)
     return cache
+
+
+def _num_steps(arguments: TrainArguments, steps_per_epoch: int) -> int:
+    if arguments.max_train_steps is not None:
+        return arguments.max_train_steps
+    return math.ceil((arguments.num_train_epochs or 0) * steps_per_epoch)
 
 
 def _build_model(
