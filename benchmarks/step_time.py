@@ -1,9 +1,9 @@
 """The time and the memory of a training step: ours against the textbook loop, on the same text, model and batch.
 
 The textbook loop is a Transformers model with its own loss, torch's AdamW and a DataLoader, in fp32 as it comes and
-under bf16 autocast. Ours is what run_clm.py builds and runs (clipping, checks and watchdog included), also in both. Each side
-has a process of its own, they take their steps in turn, one at a time. Prints medians, the peak memory of each process
-(with that of the imports taken off too), and the ratios.
+under bf16 autocast. Ours is what run_clm.py builds and runs (clipping, checks and watchdog included), also in both.
+Each side has a process of its own, they take their steps in turn, one at a time. Prints medians, the peak memory of
+each process (with that of the imports taken off too), and the ratios.
 
     python benchmarks/step_time.py --tokenizer FOLDER [--model small|gpt2] [--rounds 8]
 """

@@ -157,7 +157,8 @@ def _learning_rate(training: Rows, path: Path) -> Path:
 
 
 def _axes(title: str, x: str, y: str):
-    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    figure = Figure(figsize=(7.5, 4.5))  # a layout engine would draw everything twice
+    figure.subplots_adjust(left=0.125, right=0.975, bottom=0.12, top=0.92)
     axes = figure.add_subplot()
     _style(axes, title, x, y)
     return figure, axes

@@ -170,16 +170,15 @@ class Tracker:
             )
         elif "train/loss" in row and self.bar is not None:
             self.bar.n = step
-            rate = f"{row['perf/tokens_per_second']:,.0f}"
             self.bar.set_postfix(
-                loss=f"{row['train/loss']:.4f}", lr=f"{row['train/learning_rate']:.2e}", tok_s=rate
+                loss=f"{row['train/loss']:.4f}", lr=f"{row['train/learning_rate']:.2e}", tok_s=_rate(row)
             )
         elif "train/loss" in row:
             elapsed = time.monotonic() - self.start_time
             left = elapsed / max(step - self.first_step, 1) * (self.num_steps - step)
             self.say(
                 f"step {step}/{self.num_steps}: loss {row['train/loss']:.4f}, lr {row['train/learning_rate']:.2e}, "
-                f"{row['perf/tokens_per_second']:,.0f} tokens/s, {tqdm.format_interval(left)} left"
+                f"{_rate(row)} tokens/s, {tqdm.format_interval(left)} left"
             )
 
 
@@ -206,6 +205,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def _kind(row: dict[str, Any]) -> str:
     """What a row is about: "train", "eval" or "style"."""
     return next((kind for kind in KINDS[1:] if any(name.startswith(f"{kind}/") for name in row)), KINDS[0])
+
+
+def _rate(row: dict[str, Any]) -> str:
+    """Tokens a second, in words; a step that compiled tells none."""
+    rate = row.get("perf/tokens_per_second")
+    return "?" if rate is None else f"{rate:,.0f}"
 
 
 def _open_for_append(path: Path) -> BinaryIO:

@@ -23,7 +23,8 @@ _AT_LEAST_ONE = (
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
     "total_batch_size", "logging_steps", "eval_steps", "checkpointing_steps", "save_total_limit", "sample_steps",
     "sample_max_new_tokens", "early_stopping_patience", "num_return_sequences", "max_new_tokens", "num_beams",
-    "batch_size", "max_completion_words", "ddp_timeout", "lora_r", "num_samples", "style_steps",
+    "batch_size", "max_completion_words", "ddp_timeout", "lora_r", "num_samples", "style_steps", "gpus",
+    "gpus_per_node",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "max_train_steps", "num_warmup_steps", "weight_decay", "adam_epsilon", "max_grad_norm", "seed",
@@ -35,6 +36,8 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **{name: (lambda value: value >= 0, "0 or more") for name in _NOT_NEGATIVE},
     "num_train_epochs": (lambda value: value > 0, "above 0"),
     "max_train_hours": (lambda value: value > 0, "above 0"),
+    "network_gbit": (lambda value: value > 0, "above 0"),
+    "mfu": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
     "learning_rate": (lambda value: value > 0, "above 0"),
     "repetition_penalty": (lambda value: value > 0, "above 0"),
     "validation_split_percentage": (lambda value: 0 < value < 100, "between 0 and 100"),
@@ -132,6 +135,17 @@ def positions_of(config: dict[str, Any]) -> int | None:
     return next((int(config[key]) for key in POSITION_KEYS if isinstance(config.get(key), int)), None)
 
 
+def profile_range(steps: str) -> tuple[int, int]:
+    """(first, last) of profile_steps "A:B". Raises UsageError where it is not two numbers from 1 up, in this order."""
+    first, _, last = steps.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise UsageError(
+            f"profile_steps is {steps}, but must be A:B, the first and the last optimizer step, counted from 1; in a "
+            f"preset with quotes, as '10:12'"
+        )
+    return int(first), int(last)
+
+
 def _packing(arguments: TrainArguments) -> str:
     return arguments.packing or ("pad" if has_pairs(arguments) else "stream")
 
@@ -227,6 +241,8 @@ def _check_training(arguments: TrainArguments) -> None:
     _check_stopping(arguments)
     _check_positions(arguments)
     _tracker_names(arguments.report_to)
+    if arguments.profile_steps:
+        profile_range(arguments.profile_steps)
     check_writable(arguments.output_path, "output_dir")
     check_launcher(arguments)
     _batch_sizes(arguments, processes.world_size())

@@ -215,6 +215,14 @@ class TrainingArguments:
         "auto takes the launcher's, else bf16 where the hardware multiplies it; no is exact fp32",
         choices=("auto", "no", "bf16", "fp16"),
     )
+    tf32: bool = arg(
+        False, "on GPUs: fp32 matrix products in TF32, several times as fast, with three digits", free=True
+    )
+    torch_compile: bool = arg(
+        False,
+        "compile the model's layers: faster steps after a first one that takes up to minutes; not with ZeRO-3",
+        free=True,
+    )
     seed: int = arg(42, "seed of the split, the weights, the order of the data and dropout")
     resume_from_checkpoint: str = arg(
         "auto",
@@ -252,6 +260,11 @@ class TrainingArguments:
     save_on_each_node: bool = arg(
         False,
         "every machine keeps its own checkpoints: for an output_dir that is not on a shared file system",
+        free=True,
+    )
+    profile_steps: str | None = arg(
+        None,
+        "optimizer steps A:B, counted from 1, to record with torch's profiler: a trace for each rank in profile/ of output_dir",
         free=True,
     )
     debug: bool = arg(False, "show the traceback of an error", free=True)

@@ -1,9 +1,14 @@
 """The training command: arguments are parsed and checked here, before anything heavy is imported."""
 
+import gc
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from stylegen.config import TrainArguments, check_arguments, parse_arguments, run_command, stay_local
 from stylegen.stop import StopRequest
+
+if TYPE_CHECKING:
+    from stylegen.corpus import Source
 
 USAGE = """run_clm.py [PRESET.yaml] [--flag value ...]
 
@@ -27,8 +32,24 @@ def _train(argv: list[str]) -> int:
 
         sources = find_sources(arguments)
         check_directory(arguments)
-        from stylegen.train.run import train
-
-        return train(arguments, *sources, stop)
+        return _import_and_train(arguments, *sources, stop)
     finally:
         stop.restore()
+
+
+def _import_and_train(
+    arguments: TrainArguments, train_source: "Source", validation_source: "Source | None", stop: StopRequest
+) -> int:
+    """Train; the text is prepared while the libraries are imported."""
+    gc.disable()  # nothing of what is imported is garbage, and to look through it took a sixth of the time
+    from stylegen.blocks.ahead import begin_text
+
+    ahead = begin_text(arguments, train_source, validation_source)
+    try:
+        from stylegen.train.run import train
+
+        return train(arguments, train_source, validation_source, stop, ahead)
+    finally:
+        if ahead:
+            ahead.leave()
+        gc.enable()

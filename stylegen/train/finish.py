@@ -14,7 +14,6 @@ from stylegen.evaluate import first_block_loss
 from stylegen.export import BEST, export, load_for_writing
 from stylegen.lora import ADAPTER
 from stylegen.loss import LanguageModelLoss
-from stylegen.report import summarize, write_report
 from stylegen.runtime import free_memory_bytes, logger
 from stylegen.train.directory import has_model, promote_best
 from stylegen.train.state import Run, State
@@ -29,6 +28,8 @@ def finish(run: Run, state: State, stopped_by: str | None) -> None:
                 f"away; the checkpoints are there"
             )
         _check_saved_model(run, state)
+    from stylegen.report import summarize, write_report  # here, for what draws takes long to import
+
     figures: list[Path] = []
     try:
         figures = write_report(run.directory)

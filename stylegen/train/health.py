@@ -160,7 +160,8 @@ def _losses(run: Run, model: nn.Module, indices: np.ndarray, epoch: int, passes:
     for number in range(passes):
         run.watchdog.tick(f"looking for a sick block, {number + 1} of {passes}")
         batch = run.train_blocks.batch(indices[number : number + 1], epoch)
-        loss, _ = model(**{name: tensor.to(run.accelerator.device) for name, tensor in batch.items()})
+        with run.uncompiled():
+            loss, _ = model(**{name: tensor.to(run.accelerator.device) for name, tensor in batch.items()})
         losses.append(loss.item())
     model.train()
     return losses[: len(indices)]

@@ -1,9 +1,11 @@
 """What the loop works with, its own values, and the questions about both that more than one of its parts asks."""
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -13,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from stylegen.blocks import Blocks
 from stylegen.checkpoint import Saver
+from stylegen.compiled import uncompiled
 from stylegen.config import TrainArguments
 from stylegen.runtime import Watchdog
 from stylegen.stop import StopRequest
@@ -72,6 +75,9 @@ class Run:
     watchdog: Watchdog
     saver: Saver
     stop: StopRequest
+    flops_per_token: float  # of a training step
+    peak_flops: float | None  # of a device, a second, where that is known
+    seconds_to_first_step: float = 0.0  # from the start of the command, until it is logged
     spikes: LossSpikes = field(default_factory=LossSpikes)
     style: StyleReference | None = None  # of the text, once it is asked for; on the first rank
     told_no_distance: bool = False
@@ -80,6 +86,10 @@ class Run:
     def writes(self) -> bool:
         """Whether this rank writes what one rank writes."""
         return self.saver.writes
+
+    def uncompiled(self) -> contextlib.AbstractContextManager[Any]:
+        """Around what is no training step: it has shapes of its own, each of which would be compiled anew."""
+        return uncompiled() if self.arguments.torch_compile else contextlib.nullcontext()
 
     @property
     def directory(self) -> Path:

@@ -5,10 +5,12 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+import psutil
 import torch
 
+from stylegen.metrics import mfu
 from stylegen.optim import set_learning_rate
-from stylegen.runtime import max_memory_bytes
+from stylegen.runtime import logger, max_memory_bytes
 from stylegen.sharding import accumulating, whole_norm
 from stylegen.train.feed import StepBlocks
 from stylegen.train.health import is_sick, note_skipped, report_spike
@@ -87,6 +89,18 @@ def _add_losses(
     return loss_sum, spike
 
 
+def note_first_step(run: Run, watch: Stopwatch) -> Stopwatch:
+    """Tell how long the command took to its first step; returns the watch for the steps to come.
+
+    Where layers are compiled, that is the step that does it, and says nothing of the others.
+    """
+    run.seconds_to_first_step = time.time() - psutil.Process().create_time()
+    if not run.arguments.torch_compile:
+        return watch
+    logger.info(f"the first step took {watch.seconds:.1f} s, with compiling")
+    return Stopwatch()
+
+
 def log_training(run: Run, state: State, watch: Stopwatch, grad_norm: float) -> None:
     """Log the mean training loss since the last row, and how fast it went; a collective.
 
@@ -99,11 +113,23 @@ def log_training(run: Run, state: State, watch: Stopwatch, grad_norm: float) -> 
         **({"train/grad_norm": grad_norm} if math.isfinite(grad_norm) else {}),
         "train/skipped_steps": state.skipped_steps,
         **axes(run, state),
-        "perf/tokens_per_second": watch.tokens / watch.seconds,
-        "perf/step_seconds": watch.seconds / watch.steps,
-        "perf/data_wait_fraction": run.feed.waited_seconds / watch.seconds,
+        **(_speed(run, watch) if watch.steps else {}),
         "perf/save_seconds": run.saver.stall_seconds,
         "perf/max_memory_bytes": max_memory_bytes(run.accelerator.device),
+        **({"perf/first_step_seconds": run.seconds_to_first_step} if run.seconds_to_first_step else {}),
     })  # fmt: skip
     state.loss_sum, state.loss_tokens = 0.0, 0
-    run.saver.stall_seconds = run.feed.waited_seconds = 0.0
+    run.saver.stall_seconds = run.feed.waited_seconds = run.seconds_to_first_step = 0.0
+
+
+def _speed(run: Run, watch: Stopwatch) -> dict[str, float]:
+    tokens_per_second = watch.tokens / watch.seconds
+    values = {
+        "perf/tokens_per_second": tokens_per_second,
+        "perf/step_seconds": watch.seconds / watch.steps,
+        "perf/data_wait_fraction": run.feed.waited_seconds / watch.seconds,
+    }
+    if run.peak_flops:
+        devices = run.accelerator.num_processes
+        values["perf/mfu"] = mfu(tokens_per_second, run.flops_per_token, run.peak_flops, devices)
+    return values

@@ -29,10 +29,11 @@ def evaluate_model(run: Run, state: State) -> bool:
     False if it was interrupted, because the run is to stop.
     """
     run.watchdog.rest()
-    result = evaluate(
-        run.model, run.validation_blocks, run.arguments.per_device_eval_batch_size, run.accelerator,
-        lambda: run.stop.agreed(run.accelerator) is not None,
-    )  # fmt: skip
+    with run.uncompiled():
+        result = evaluate(
+            run.model, run.validation_blocks, run.arguments.per_device_eval_batch_size, run.accelerator,
+            lambda: run.stop.agreed(run.accelerator) is not None,
+        )  # fmt: skip
     if result is None:
         return False
     run.tracker.log({**result.metrics(run.validation_bytes), **axes(run, state)})
@@ -41,7 +42,8 @@ def evaluate_model(run: Run, state: State) -> bool:
     watch(run, state, {"eval/loss": result.loss})
     if not result.loss < (math.inf if state.best_loss is None else state.best_loss):  # nor is NaN better
         return True
-    check_loss = first_block_loss(run.model, run.validation_blocks, run.accelerator.device)
+    with run.uncompiled():
+        check_loss = first_block_loss(run.model, run.validation_blocks, run.accelerator.device)
     if _keep_best(run, {"step": state.step, "loss": result.loss, "check_loss": check_loss}):
         state.best_loss, state.best_step, state.check_loss = result.loss, state.step, check_loss
     return True
@@ -88,7 +90,7 @@ def write(run: Run, count: int) -> list[tuple[str, str]]:
             seed=SAMPLE_SEED,
         )
         prompts = list(itertools.islice(itertools.cycle(arguments.sample_prompts), count))
-        with run.accelerator.autocast(), callable_inside(run.accelerator, run.model):
+        with run.accelerator.autocast(), callable_inside(run.accelerator, run.model), run.uncompiled():
             texts = write_texts(
                 run.base_model, run.tokenizer, prompts, settings, together=together, batch_size=BATCH_SIZE
             )
