@@ -8,6 +8,7 @@ import base64
 import json
 import os
 import re
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,12 +69,33 @@ def summarize(run_dir: Path) -> str:
                 f"{name:10}{row['train/global_step']:>8}{row['train/epoch']:>8.2f}{row['eval/loss']:>10.4f}"
                 f"{row['eval/accuracy']:>10.2%}{row['eval/perplexity']:>12.2f}{row['eval/bits_per_byte']:>11.4f}"
             )
-    lines += values["style"]
+    lines += values["speed"] + values["style"]
     if values["got_worse"]:
         lines.append(
             "no evaluation after training was better than the one before it; try a lower --learning_rate"
         )
     return "\n".join(lines)
+
+
+def speed_in_words(rows: list[dict[str, Any]]) -> list[str]:
+    """How fast the run was and what it waited for: medians over its rows, seconds of all saves, the highest memory."""
+    timed = [row for row in rows if "perf/tokens_per_second" in row]
+    if not timed:
+        return []
+
+    def median(name: str) -> float:
+        return statistics.median([row[name] for row in timed if name in row] or [0.0])
+
+    used = f" (MFU {median('perf/mfu'):.1%})" if median("perf/mfu") else ""
+    first = max(row.get("perf/first_step_seconds", 0.0) for row in rows)
+    words = [
+        f"speed: {median('perf/tokens_per_second'):,.0f} tokens/s{used}, {median('perf/step_seconds'):.3f} s a step",
+        f"{median('perf/data_wait_fraction'):.1%} of it waiting for data",
+        f"{sum(row.get('perf/save_seconds', 0.0) for row in rows):.1f} s for saves",
+        *([f"first step {first:.1f} s after the command"] if first else []),
+        f"at most {max(row.get('perf/max_memory_bytes', 0) for row in rows) / 1e6:,.0f} MB",
+    ]
+    return [", ".join(words)]
 
 
 def style_in_words(rows: list[dict[str, Any]]) -> list[str]:
@@ -179,6 +201,7 @@ def _page_values(run_dir: Path, rows: list[dict[str, Any]], settings: dict[str, 
         "start": start,
         "best": best,
         "last": evaluations[-1] if evaluations and evaluations[-1] is not start else None,
+        "speed": speed_in_words(rows),
         "style": style_in_words(rows),
         "got_worse": bool(start and best and best["eval/loss"] > start["eval/loss"]),
         "sample": sample,

@@ -502,7 +502,7 @@ def test_row_11_memory_that_really_runs_out_on_one_rank(launch, tmp_path):
     (tmp_path / "limited.py").write_text(LIMITED)
     folder = tmp_path / "out"
     code, _, log = launch(
-        "ddp", *SHORT, "--config_overrides", "n_layer=2,n_head=2,n_embd=128", "--block_size", "128",
+        "ddp", *SHORT, "--config_overrides", "n_layer=6,n_head=2,n_embd=128", "--block_size", "128",
         "--total_batch_size", "64", "--per_device_train_batch_size", "32", "--max_train_steps", "2",
         "--auto_micro_batch", "--output_dir", str(folder), script=tmp_path / "limited.py", PYTHONPATH=str(ROOT),
     )  # fmt: skip

@@ -322,6 +322,31 @@ def test_the_summary_says_when_training_made_it_worse(run_dir):
     )
 
 
+def test_the_summary_says_how_fast_the_run_was(run_dir):
+    same = {
+        "train/epoch": 1, "train/tokens_seen": 1, "perf/step_seconds": 0.25, "perf/data_wait_fraction": 0.0125,
+        "perf/mfu": 0.412, "perf/save_seconds": 0.5, "perf/max_memory_bytes": 10**9,
+    }  # fmt: skip
+    rows = [
+        {**same, "train/global_step": step, "perf/tokens_per_second": rate}
+        for step, rate in enumerate((100, 4000, 5000))
+    ]
+    rows[0]["perf/first_step_seconds"] = 3.21
+    write_metrics(run_dir, rows)
+    words = (
+        "speed: 4,000 tokens/s (MFU 41.2%), 0.250 s a step, 1.2% of it waiting for data, 1.5 s for saves, first step "
+        "3.2 s after the command, at most 1,000 MB"
+    )
+    assert summarize(run_dir).splitlines()[-1] == words
+    for row in rows:
+        for name in ("perf/mfu", "perf/first_step_seconds"):
+            row.pop(name, None)
+    write_metrics(run_dir, rows)
+    assert summarize(run_dir).splitlines()[-1] == (
+        words.replace(" (MFU 41.2%)", "").replace(", first step 3.2 s after the command", "")
+    )
+
+
 def test_the_summary_of_an_evaluation_alone_has_one_row(run_dir):
     write_metrics(run_dir, [evaluation_row(0, 5.0)])
     title, _, *rows = summarize(run_dir).splitlines()
