@@ -43,7 +43,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         text = _write_text(Path(folder), options.repeats)
-        tokenizer = options.tokenizer or _train_tokenizer(Path(folder), text)
+        tokenizer = options.tokenizer or write_tokenizer(Path(folder), text)
         names = ["ours"] if options.only else ["textbook", "ours"]
         results: dict[str, list[dict[str, float]]] = {name: [] for name in [*names, "again"]}
         for run in range(options.runs):
@@ -123,7 +123,8 @@ def _write_text(folder: Path, repeats: int) -> Path:
     return folder / "text.txt"
 
 
-def _train_tokenizer(folder: Path, text: Path) -> str:
+def write_tokenizer(folder: Path, text: Path) -> str:
+    """A byte-level BPE as large as GPT-2's, trained on a text; returns its folder."""
     from stylegen.tokenizer import train_tokenizer
 
     characters = text.read_text(encoding="utf-8")

@@ -5,7 +5,7 @@ under bf16 autocast. Ours is what run_clm.py builds and runs (clipping, checks a
 Each side has a process of its own, they take their steps in turn, one at a time. Prints medians, the peak memory of
 each process (with that of the imports taken off too), and the ratios.
 
-    python benchmarks/step_time.py --tokenizer FOLDER [--model small|gpt2] [--rounds 8]
+    python benchmarks/step_time.py [--tokenizer FOLDER] [--model small|gpt2] [--rounds 8]
 """
 
 import argparse
@@ -17,6 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from prepare import write_tokenizer
 
 SIZES: dict[str, dict[str, Any]] = {
     "small": {"config": {"n_layer": 4, "n_head": 4, "n_embd": 256}, "block_size": 256, "batch_size": 8},
@@ -32,7 +34,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tokenizer", required=True, help="a folder with the GPT-2 tokenizer")
+    parser.add_argument(
+        "--tokenizer", help="a GPT-2 tokenizer (default: a byte-level BPE of 50,257 words trained here)"
+    )
     parser.add_argument("--model", choices=tuple(SIZES), default="small")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
@@ -45,6 +49,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         _write_text(Path(folder))
+        options.tokenizer = options.tokenizer or write_tokenizer(Path(folder), Path(folder) / "text.txt")
         workers = {side: _start(side, options, folder) for side in options.sides}
         seconds: dict[str, list[float]] = {side: [] for side in workers}
         for _ in range(WARM_UP + options.rounds):

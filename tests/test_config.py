@@ -322,6 +322,9 @@ def test_defaults_depend_on_where_the_model_comes_from():
         1,
         3.0,
     )
+    assert (
+        resolve_arguments(parse("--train_file", "a", "--optim", "muon"), world_size=2).learning_rate == 1e-2
+    )
     tuned = resolve_arguments(parse("--train_file", "a", "--model_name_or_path", "gpt2"), world_size=1)
     assert (tuned.model_type, tuned.train_tokenizer, tuned.learning_rate) == (None, None, 5e-5)
 

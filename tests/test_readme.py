@@ -31,6 +31,7 @@ LAUNCH = (
 )
 # Run in test_slurm.py with other arguments, on a real SLURM.
 SUBMIT = "sbatch configs/slurm/train.sbatch configs/scratch_gpt2_small.yaml --train_file texts/ --output_dir out/gpt2"
+PLAN = "python -m stylegen.plan configs/scratch_gpt2_small.yaml --gpus 16 --gpu h100"  # in test_plan.py
 WRITE = 'python generate.py out/quickstart --prompt "ROMEO" --seed 1'
 MAKE = ("make quickstart", "make test")  # the first in the slow test below, the second is what runs this file
 
@@ -70,7 +71,7 @@ def place(tmp_path_factory):
 
 
 def test_every_command_is_accounted_for():
-    assert set(COMMANDS) == {TRAIN, TUNE, ADAPT, COMPARE, SAMPLE, MEASURE, LAUNCH, SUBMIT, WRITE, *MAKE}
+    assert set(COMMANDS) == {TRAIN, TUNE, ADAPT, COMPARE, SAMPLE, MEASURE, LAUNCH, SUBMIT, PLAN, WRITE, *MAKE}
 
 
 def test_training_on_a_file(place):

@@ -15,6 +15,7 @@ from stylegen.config.launcher import check_launcher
 from stylegen.config.writing import check_writable, check_writing
 
 DEFAULT_SPLIT_PERCENTAGE = 5.0
+SCRATCH_RATES = {"adamw": 1e-3, "muon": 1e-2}  # peak learning rates from scratch; docs/experiments.md
 # Names under which architectures keep the number of positions they can attend to.
 POSITION_KEYS = ("max_position_embeddings", "n_positions", "n_ctx")
 
@@ -93,7 +94,7 @@ def resolve_arguments(arguments: TrainArguments, world_size: int) -> TrainArgume
         validation_split_percentage=_split_percentage(arguments),
         packing=_packing(arguments),
         num_train_epochs=(arguments.num_train_epochs or 3.0) if arguments.max_train_steps is None else None,
-        learning_rate=arguments.learning_rate or (1e-3 if scratch else 5e-5),
+        learning_rate=arguments.learning_rate or (SCRATCH_RATES[arguments.optim] if scratch else 5e-5),
         gradient_accumulation_steps=steps_of_batch,
         total_batch_size=total,
         report_to=_tracker_names(arguments.report_to),

@@ -195,7 +195,7 @@ class TrainingArguments:
         free=True,
     )
     learning_rate: float | None = arg(
-        None, "peak learning rate (default: 5e-5 for a pretrained model, 1e-3 from scratch)"
+        None, "peak learning rate (default: 5e-5 for a pretrained model; from scratch 1e-3, with muon 1e-2)"
     )
     lr_scheduler_type: str = arg("linear", "learning rate over the steps", choices=SCHEDULES)
     lr_scheduler_kwargs: dict[str, Any] = arg(
