@@ -63,7 +63,7 @@ def test_summary_sample_and_figures_are_on_stdout_and_the_log_on_stderr(run_clm_
     assert f"{best:.4f}" in process.stdout
     assert (folder / "samples/step-000004.txt").read_text() in process.stdout
     assert "out/figures/loss.png" in process.stdout
-    assert "tokens/s" in process.stderr and "tokens/s" not in process.stdout
+    assert "step 4/4: loss" in process.stderr and "step 4/4" not in process.stdout
     assert "kept 100.00 % of the" in process.stderr
 
 

@@ -4,6 +4,7 @@ import re
 import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -85,11 +86,13 @@ def test_the_page_of_the_docs_is_what_the_command_prints():
     assert "124,439,808 parameters" in result.stdout and "not measured" in result.stdout
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for the highest memory")
 def test_a_model_that_fits_no_machine_is_planned_without_its_weights(tmp_path):
     shape = "hidden_size=8192,intermediate_size=28672,num_hidden_layers=80,num_attention_heads=64,num_key_value_heads=8"
     code = (
-        "import resource, sys; from stylegen.plan.__main__ import main; code = main(sys.argv[1:]);"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr); sys.exit(code)"
+        "import sys; from stylegen.plan.__main__ import main; code = main(sys.argv[1:]);"
+        "status = dict(line.split(':', 1) for line in open('/proc/self/status'));"
+        "print(status['VmHWM'].split()[0], file=sys.stderr); sys.exit(code)"  # getrusage would tell the parent's
     )
     flags = ("--train_file", "any", "--model_type", "llama", "--config_overrides", shape, "--block_size", "4096",
              "--vocab_size", "32000", "--gpus", "64", "--per_device_train_batch_size", "1")  # fmt: skip
@@ -98,7 +101,7 @@ def test_a_model_that_fits_no_machine_is_planned_without_its_weights(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert "68,976,648,192 parameters" in result.stdout
-    assert int(result.stderr.split()[-1]) < 1.5 * 2**20  # KiB
+    assert int(result.stderr.split()[-1]) < 2**20  # KiB
 
 
 @pytest.mark.parametrize(
