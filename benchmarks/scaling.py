@@ -1,7 +1,9 @@
 """The tables of docs/scaling.md: what models of known sizes take on GPUs; worked out from shapes, not measured."""
 
+import dataclasses
+
 from stylegen.config import PlanArguments, resolve_arguments
-from stylegen.metrics import GPUS
+from stylegen.metrics import GPUS, Gpu
 from stylegen.plan.estimate import TOPOLOGIES, Cluster, Model, Topology
 from stylegen.plan.shape import shape_of
 
@@ -38,12 +40,16 @@ def shape(name: str) -> Model:
 
 
 def model_row(name: str, model: Model) -> str:
-    """Parameters, arithmetic and what a block takes."""
+    """Parameters, arithmetic, what a block takes, and what the loss of 16 takes with our head and with all logits."""
     speed = MFU * H100.bf16 * 1e12 / model.flops_per_token
-    gib = [size / 2**30 for size in (model.activations(False), model.activations(True), model.head_bytes)]
+    many = dataclasses.replace(model, micro_batch=16)
+    sizes = (
+        model.activations(False), model.activations(True), model.head_bytes, many.head_bytes, many.logits_bytes,
+    )  # fmt: skip
     return (
         f"| {name} | {model.num_parameters:,} | {model.flops_per_token:.3g} | {speed:,.0f} | {speed * 8:,.0f} | "
-        f"{gib[0]:.2f} | {gib[1]:.2f} | {gib[2]:.2f} |"
+        + " | ".join(f"{size / 2**30:.2f}" for size in sizes)
+        + " |"
     )
 
 
@@ -63,6 +69,12 @@ def traffic_row(name: str, model: Model) -> str:
         if each.name in ("ddp", "fsdp")
     ]
     return f"| {name} | " + " | ".join([*cells, *seconds, *map(_thousands, tokens_that_pay(model))]) + " |"
+
+
+def gpu_row(name: str, gpu: Gpu) -> str:
+    """Its memory, what it sends to the others of its node, and dense peaks in TFLOPS."""
+    peaks = [f"{peak:,g}" if peak else "" for peak in (gpu.bf16, gpu.fp16, gpu.tf32, gpu.fp32)]
+    return f"| `{name}` | {gpu.memory_gib} | {gpu.link_gb:g} | " + " | ".join(peaks) + " |"
 
 
 def tokens_that_pay(model: Model) -> tuple[float, float]:
@@ -102,3 +114,6 @@ if __name__ == "__main__":
         print(title)
         for name, model in models.items():
             print(row(name, model))
+    print("gpu")
+    for name, gpu in GPUS.items():
+        print(gpu_row(name, gpu))

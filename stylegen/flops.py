@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from stylegen.config import TrainArguments
-from stylegen.metrics import flops_per_token, peak_flops
+from stylegen.metrics import flops_per_token, peak_flops, product_precision
 
 NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
@@ -30,8 +30,8 @@ def device_peak_flops(device: torch.device, arguments: TrainArguments) -> float 
     """Peak of the device in the precision of the run, in FLOPs a second; None if it is not known, as of all CPUs."""
     if device.type != "cuda":
         return None
-    tf32 = arguments.tf32 and arguments.mixed_precision == "no"
-    return peak_flops(torch.cuda.get_device_name(device), "tf32" if tf32 else arguments.mixed_precision)
+    precision = product_precision(arguments.mixed_precision, arguments.dtype, arguments.tf32)
+    return peak_flops(torch.cuda.get_device_name(device), precision)
 
 
 def matmul_parameters(model: PreTrainedModel) -> tuple[float, float]:

@@ -95,6 +95,13 @@ class Gpu:
     tf32: float | None
     fp32: float
 
+    def peak(self, precision: str) -> float | None:
+        """FLOPs a second in "bf16", "fp16", "tf32" (fp32 where it has none) or "fp32"; None if it cannot."""
+        tera: float | None = getattr(self, precision)
+        if tera is None and precision == "tf32":
+            tera = self.fp32
+        return tera * 1e12 if tera else None
+
 
 # Data sheets of NVIDIA give many of these with sparsity, which is twice as much. The GeForce ones are of the
 # white papers of GA102 and AD102. What has more words comes first.
@@ -124,6 +131,18 @@ GPUS = {
 OTHERS = {"mig", "laptop", "d", "max", "mobile"}
 
 
+def product_precision(mixed_precision: str, dtype: str, tf32: bool) -> str:
+    """The precision in which a run multiplies matrices on a GPU: "bf16", "fp16", "tf32" or "fp32".
+
+    mixed_precision  "bf16", "fp16", or "no", which is the type of the weights themselves
+    dtype            of the weights, as torch names it
+    tf32             whether products of fp32 weights may be in TF32
+    """
+    if mixed_precision != "no":
+        return mixed_precision
+    return {"bfloat16": "bf16", "float16": "fp16"}.get(dtype, "tf32" if tf32 else "fp32")
+
+
 def find_gpu(device_name: str) -> Gpu | None:
     """The data sheet of what `torch.cuda.get_device_name` calls `device_name`; None if it is not known."""
     words = set(re.split(r"[^a-z0-9]+", device_name.lower()))
@@ -136,8 +155,7 @@ def peak_flops(device_name: str, precision: str) -> float | None:
     """Dense peak of a device in FLOPs a second, by its data sheet; None if it is not known.
 
     device_name  as `torch.cuda.get_device_name` gives it
-    precision    "bf16", "fp16", "tf32", "fp32", or "no", which is fp32 too
+    precision    "bf16", "fp16", "tf32", which is fp32 where the device has no such products, or "fp32"
     """
     gpu = find_gpu(device_name)
-    tera = getattr(gpu, "fp32" if precision == "no" else precision) if gpu else None
-    return tera * 1e12 if tera else None
+    return gpu.peak(precision) if gpu else None

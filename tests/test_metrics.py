@@ -12,6 +12,7 @@ from stylegen.metrics import (
     mfu,
     peak_flops,
     perplexity,
+    product_precision,
     training_bytes,
     weighted_mean,
 )
@@ -120,6 +121,7 @@ def test_a_frozen_weight_takes_no_gradient():
         ("Tesla V100-SXM2-32GB", "fp16", 125),
         ("Tesla V100-PCIE-16GB", "fp16", 112),
         ("Tesla V100-SXM2-16GB", "bf16", None),  # it cannot
+        ("Tesla V100-SXM2-16GB", "tf32", 15.7),  # torch then multiplies in fp32
         ("Tesla T4", "fp16", 65),
         ("NVIDIA A10", "bf16", 125),
         ("NVIDIA A10G", "bf16", None),  # another GPU
@@ -135,7 +137,7 @@ def test_a_frozen_weight_takes_no_gradient():
         ("NVIDIA L40S", "bf16", 362.05),
         ("NVIDIA L40", "bf16", None),
         ("NVIDIA H100 80GB HBM3", "bf16", 989.5),
-        ("NVIDIA H100 80GB HBM3", "no", 67),
+        ("NVIDIA H100 80GB HBM3", "fp32", 67),
         ("NVIDIA H100 PCIe", "bf16", 756.5),
         ("NVIDIA H100 NVL", "bf16", 835.5),
         ("NVIDIA H200", "fp16", 989.5),
@@ -148,6 +150,21 @@ def test_a_frozen_weight_takes_no_gradient():
 )
 def test_the_peak_is_that_of_the_data_sheet_by_the_drivers_name(device, precision, tera):
     assert peak_flops(device, precision) == (None if tera is None else tera * 1e12)
+
+
+@pytest.mark.parametrize(
+    ("mixed_precision", "dtype", "tf32", "precision"),
+    [
+        ("bf16", "float32", True, "bf16"),
+        ("fp16", "float32", False, "fp16"),
+        ("no", "bfloat16", True, "bf16"),  # the weights themselves
+        ("no", "float16", False, "fp16"),
+        ("no", "float32", True, "tf32"),
+        ("no", "float32", False, "fp32"),
+    ],
+)
+def test_the_precision_of_products_is_autocasts_or_the_weights(mixed_precision, dtype, tf32, precision):
+    assert product_precision(mixed_precision, dtype, tf32) == precision
 
 
 def test_every_gpu_is_found_by_its_own_words():

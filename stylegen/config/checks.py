@@ -246,7 +246,8 @@ def _check_training(arguments: TrainArguments) -> None:
         profile_range(arguments.profile_steps)
     check_writable(arguments.output_path, "output_dir")
     check_launcher(arguments)
-    _batch_sizes(arguments, processes.world_size())
+    # A plan is for GPUs elsewhere.
+    _batch_sizes(arguments, getattr(arguments, "gpus", processes.world_size()))
 
 
 def _check_stopping(arguments: TrainArguments) -> None:

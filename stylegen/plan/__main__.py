@@ -12,7 +12,7 @@ from stylegen.config import (
     run_command,
     stay_local,
 )
-from stylegen.metrics import GPUS, Gpu
+from stylegen.metrics import GPUS, Gpu, product_precision
 from stylegen.plan.estimate import Cluster
 
 USAGE = """python -m stylegen.plan [PRESET.yaml] [--gpus N] [--gpu NAME] [--flag value ...]
@@ -31,7 +31,7 @@ def _plan(argv: list[str]) -> None:
     arguments = parse_arguments(PlanArguments, argv, positional="preset", usage=USAGE)
     check_arguments(arguments)
     gpu = _gpu(arguments)
-    precision = _precision(arguments, gpu)
+    precision, peak = _precision_and_peak(arguments, gpu)
     stay_local(arguments)
     resolved = resolve_arguments(arguments, arguments.gpus)
     assert isinstance(resolved, PlanArguments)
@@ -42,9 +42,7 @@ def _plan(argv: list[str]) -> None:
     compute_type = TYPES.get(precision, "float32")
     model = shape_of(resolved, num_words, compute_type)
     cluster = Cluster(gpu, arguments.gpus, arguments.gpus_per_node, arguments.network_gbit / 8 * 1e9)
-    print(
-        "\n".join(write_page(resolved, model, cluster, getattr(gpu, precision) * 1e12, precision, is_bound))
-    )
+    print("\n".join(write_page(resolved, model, cluster, peak, precision, is_bound)))
 
 
 def _gpu(arguments: PlanArguments) -> Gpu:
@@ -58,16 +56,18 @@ def _gpu(arguments: PlanArguments) -> Gpu:
     return GPUS[arguments.gpu.lower()]
 
 
-def _precision(arguments: PlanArguments, gpu: Gpu) -> str:
-    """In which the run multiplies there: "bf16", "fp16" or "fp32"."""
+def _precision_and_peak(arguments: PlanArguments, gpu: Gpu) -> tuple[str, float]:
+    """(how the run multiplies there: "bf16", "fp16", "tf32" or "fp32"; FLOPs a second of the GPU in that)."""
     asked = arguments.mixed_precision
     if asked == "auto":
         asked = "bf16" if gpu.bf16 else "no"
-    if asked == "no":  # the type of the weights themselves
-        asked = {"bfloat16": "bf16", "float16": "fp16"}.get(arguments.dtype, "fp32")
-    if not getattr(gpu, asked):
-        raise UsageError(f"gpu {arguments.gpu} does not multiply {asked}; give --mixed_precision fp16, or no")
-    return asked
+    precision = product_precision(asked, arguments.dtype, arguments.tf32 and gpu.tf32 is not None)
+    peak = gpu.peak(precision)
+    if peak is None:
+        raise UsageError(
+            f"gpu {arguments.gpu} does not multiply {precision}; give --mixed_precision fp16, or no"
+        )
+    return precision, peak
 
 
 if __name__ == "__main__":

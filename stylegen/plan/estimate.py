@@ -26,6 +26,7 @@ class Model:
     compute_bytes: int  # of one weight as it is multiplied
     block_size: int
     micro_batch: int  # blocks in a forward pass
+    passes: int  # of a step
     block_activations: float  # bytes that the layers keep of one block for the backward pass
     cast_bytes: float  # of weights that autocast keeps in another type until then
     checkpointing: bool
@@ -115,8 +116,9 @@ class Topology:
         if self.stage == 3:  # weights of two layers and of the rest, gradients of the largest in both types
             largest = max(model.largest_layer, model.other_parameters)
             return width * (model.other_parameters + 2 * model.largest_layer) + (width + 4) * largest
-        # DDP gathers gradients in buckets beside the gradients themselves.
-        return model.cast_bytes + (model.weight_bytes * model.num_trained if num_gpus > 1 else 0)
+        # DDP's gradients live in its buckets, but those of the passes before the last one of a step beside them.
+        beside = num_gpus > 1 and model.passes > 1
+        return model.cast_bytes + (model.weight_bytes * model.num_trained if beside else 0)
 
     def volume(self, model: Model, num_gpus: int, passes: int) -> float:
         """Bytes that each GPU sends in a step of so many forward passes; collectives are rings.

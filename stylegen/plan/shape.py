@@ -57,8 +57,8 @@ def shape_of(arguments: TrainArguments, num_words: int, compute_type: str) -> Mo
         other_parameters=num_parameters(model) - sum(layers), vocab_size=num_words, hidden_size=text.hidden_size,
         num_layers=text.num_hidden_layers, flops_per_token=training_flops_per_token(model, block_size),
         weight_bytes=stored, compute_bytes=computed, block_size=block_size,
-        micro_batch=arguments.per_device_train_batch_size, block_activations=per_block, cast_bytes=cast,
-        checkpointing=arguments.gradient_checkpointing,
+        micro_batch=arguments.per_device_train_batch_size, passes=arguments.gradient_accumulation_steps or 1,
+        block_activations=per_block, cast_bytes=cast, checkpointing=arguments.gradient_checkpointing,
         chunk_rows=chunk_rows(num_words, torch.device("cuda")) if getattr(head, "bias", head) is None else None,
     )  # fmt: skip
 
