@@ -19,7 +19,7 @@ MAINS = {
     "run_clm.py": "stylegen.train",
     "stylegen.blocks": "stylegen.blocks.__main__",
     "stylegen.tokenizer": "stylegen.tokenizer.__main__",
-    "stylegen.report": "stylegen.report",
+    "stylegen.report": "stylegen.report.__main__",
 }
 
 

@@ -17,7 +17,8 @@ from huggingface_hub import ModelCard
 
 from stylegen.config import UsageError
 from stylegen.figures import training_loss_between
-from stylegen.report import compare_runs, main, summarize, write_report
+from stylegen.report import compare_runs, summarize, write_report
+from stylegen.report.__main__ import main
 from stylegen.train import main as train_main
 
 PAGES = ["README.md", "report.html", "report.md"]
@@ -60,7 +61,7 @@ def run_dir(finished, tmp_path) -> Path:
 @pytest.fixture
 def no_drawing(monkeypatch):
     """Leave the figures out, which take most of the time."""
-    monkeypatch.setattr("stylegen.report.draw_figures", lambda rows, folder: [])
+    monkeypatch.setattr("stylegen.report.pages.draw_figures", lambda rows, folder: [])
 
 
 def write_metrics(folder: Path, rows: list[dict]) -> None:
@@ -124,7 +125,9 @@ def test_the_training_wrote_the_same_pages_that_the_command_writes_again(finishe
 
 def test_runs_of_the_same_name_are_both_drawn(run_dir, tmp_path, monkeypatch):
     drawn = {}
-    monkeypatch.setattr("stylegen.report.draw_comparison", lambda runs, path: drawn.update(runs) or path)
+    monkeypatch.setattr(
+        "stylegen.report.pages.draw_comparison", lambda runs, path: drawn.update(runs) or path
+    )
     for place in ("a", "b"):
         shutil.copytree(run_dir, tmp_path / place / "run")
     compare_runs([tmp_path / "a" / "run", tmp_path / "b" / "run"])

@@ -1,0 +1,106 @@
+"""A run in words: how good it got, how fast it was, how near the style, and since when it learns by heart."""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from stylegen.figures import best_evaluation
+from stylegen.report.record import RunRecord
+
+COPIED = 0.01  # rise of the share of copied 8-grams that is no chance in the few texts of an evaluation
+
+
+def summarize(run_dir: Path) -> str:
+    """The table that ends a run: start, best and last evaluation, and where everything lies."""
+    record = RunRecord.read(run_dir)
+    end = record.rows[-1]
+    lines = [
+        f"{record.name}: {end['train/global_step']:,} steps, {end['train/epoch']:.2f} epochs, "
+        f"{end['train/tokens_seen']:,} tokens"
+    ]
+    lines.append(
+        f"{'':10}{'step':>8}{'epoch':>8}{'loss':>10}{'accuracy':>10}{'perplexity':>12}{'bits/byte':>11}"
+    )
+    for name, row in (("start", record.start), ("best", record.best), ("last", record.last)):
+        if row is not None:
+            lines.append(
+                f"{name:10}{row['train/global_step']:>8}{row['train/epoch']:>8.2f}{row['eval/loss']:>10.4f}"
+                f"{row['eval/accuracy']:>10.2%}{row['eval/perplexity']:>12.2f}{row['eval/bits_per_byte']:>11.4f}"
+            )
+    lines += speed_in_words(record.rows) + style_in_words(record.rows)
+    if got_worse(record):
+        lines.append(
+            "no evaluation after training was better than the one before it; try a lower --learning_rate"
+        )
+    return "\n".join(lines)
+
+
+def got_worse(record: RunRecord) -> bool:
+    """Whether no evaluation after training was better than the one before it."""
+    return bool(record.start and record.best and record.best["eval/loss"] > record.start["eval/loss"])
+
+
+def speed_in_words(rows: list[dict[str, Any]]) -> list[str]:
+    """How fast the run was and what it waited for: medians over its rows, seconds of all saves, the highest memory."""
+    timed = [row for row in rows if "perf/tokens_per_second" in row]
+    if not timed:
+        return []
+
+    def median(name: str) -> float:
+        return statistics.median([row[name] for row in timed if name in row] or [0.0])
+
+    used = f" (MFU {median('perf/mfu'):.1%})" if median("perf/mfu") else ""
+    first = max(row.get("perf/first_step_seconds", 0.0) for row in rows)
+    words = [
+        f"speed: {median('perf/tokens_per_second'):,.0f} tokens/s{used}, {median('perf/step_seconds'):.3f} s a step",
+        f"{median('perf/data_wait_fraction'):.1%} of it waiting for data",
+        f"{sum(row.get('perf/save_seconds', 0.0) for row in rows):.1f} s for saves",
+        *([f"first step {first:.1f} s after the command"] if first else []),
+        f"at most {max(row.get('perf/max_memory_bytes', 0) for row in rows) / 1e6:,.0f} MB",
+    ]
+    return [", ".join(words)]
+
+
+def style_in_words(rows: list[dict[str, Any]]) -> list[str]:
+    """How near the author's style the last texts are, and since when the model learns the text by heart."""
+    measured = [row for row in rows if "style/copy_rate" in row]
+    if not measured:
+        return []
+    last = measured[-1]
+    words = [f"style at step {last['train/global_step']}:"]
+    if "style/distance" in last:
+        words.append(
+            f"distance {last['style/distance']:.2f} ({last['style/distance_low']:.2f} to "
+            f"{last['style/distance_high']:.2f}; the author's unseen pages have 1),"
+        )
+    author = last.get("style/copy_rate_validation", 0.0)
+    words.append(
+        f"{last['style/copy_rate']:.2%} of its 8-grams stand in the training text (of unseen pages {author:.2%}), the "
+        f"longest run has {last['style/longest_copy']:.0f} words"
+    )
+    return [" ".join(words), *_memorizing(rows, measured, author)]
+
+
+def _memorizing(rows: list[dict[str, Any]], measured: list[dict[str, Any]], author: float) -> list[str]:
+    """Both signs together: the validation loss has turned up, and more is copied than the author himself repeats."""
+    best = best_evaluation(rows)
+    if best is None:
+        return []
+    step = best["train/global_step"]
+    worse = {
+        row["train/global_step"]: row["eval/loss"]
+        for row in rows
+        if "eval/loss" in row and row["train/global_step"] > step and row["eval/loss"] > best["eval/loss"]
+    }
+    before = max(
+        [row["style/copy_rate"] for row in measured if row["train/global_step"] <= step], default=0.0
+    )
+    for row in measured:
+        number, copied = row["train/global_step"], row["style/copy_rate"]
+        if number in worse and copied > max(before, author) + COPIED:
+            return [
+                f"memorising since step {number}: the validation loss has turned up from {best['eval/loss']:.4f} (step "
+                f"{step}) to {worse[number]:.4f}, and {copied:.2%} of the 8-grams are copied, {before:.2%} before; the "
+                f"model kept is that of step {step}"
+            ]
+    return []
