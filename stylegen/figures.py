@@ -1,5 +1,6 @@
 """The plots of a run, drawn from the rows of metrics.jsonl."""
 
+import bisect
 import itertools
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
-from stylegen.metrics import weighted_mean
+from stylegen.metrics import best_evaluation, weighted_mean
 
 Rows = list[dict[str, Any]]
+MOST_NAMES = 16  # of runs in a legend: more of them leave the curves no room
 TRAINING, VALIDATION, BEST, GREY = "#7a8ba3", "#c2452d", "#1d7a4c", "#5a5a5a"
 
 
@@ -24,8 +26,8 @@ def draw_figures(rows: Rows, folder: Path) -> list[Path]:
         paths.append(_loss_by_epoch(training, evaluations, folder / "loss.png"))
     if training:
         paths.append(_loss_by_step(training, evaluations, folder / "loss_steps.png"))
-    if evaluations:
-        paths.append(_accuracy(evaluations, folder / "accuracy.png"))
+    if accurate := [row for row in evaluations if "eval/accuracy" in row]:
+        paths.append(_accuracy(accurate, folder / "accuracy.png"))
     if training:
         paths.append(_learning_rate(training, folder / "learning_rate.png"))
     return paths
@@ -58,8 +60,8 @@ def draw_comparison(runs: dict[str, Rows], path: Path) -> Path:
     for axes, (key, label, form) in zip(figure.subplots(1, 2), panels, strict=True):
         _style(axes, label.split(" (")[0].capitalize(), "epoch", label)
         for name, rows in runs.items():
-            evaluations = [row for row in rows if "eval/loss" in row]
-            best = min((row[key] for row in evaluations), default=float("nan"))
+            evaluations = [row for row in rows if key in row]
+            best = min((row[key] for row in evaluations if row[key] == row[key]), default=float("nan"))
             axes.plot(
                 [row["train/epoch"] for row in evaluations],
                 [row[key] for row in evaluations],
@@ -67,21 +69,24 @@ def draw_comparison(runs: dict[str, Rows], path: Path) -> Path:
                 markersize=3,
                 label=f"{name}: {form.format(best)}",
             )
-        axes.legend(frameon=False, fontsize=9)
+        if len(runs) <= MOST_NAMES:
+            axes.legend(frameon=False, fontsize=9)
     figure.savefig(path, dpi=150)
     return path
 
 
-def best_evaluation(rows: Rows) -> dict[str, Any] | None:
-    """The evaluation with the lowest loss after training began, the earlier one of equals."""
-    trained = [row for row in rows if "eval/loss" in row and row["train/global_step"] > 0]
-    return min(trained, key=lambda row: row["eval/loss"], default=None)
-
-
 def training_loss_between(training: Rows, after: float, until: float) -> float:
-    """Mean training loss per token over the epochs (after, until]; rows that straddle an end count by their share."""
-    values, weights, previous_epoch, previous_tokens = [], [], 0.0, 0
-    for row in training:
+    """Mean training loss per token over the epochs (after, until]; rows that straddle an end count by their share.
+
+    training  in the order of their epochs
+    """
+    first = bisect.bisect_right(training, after, key=lambda row: row["train/epoch"])
+    before = training[first - 1] if first else {"train/epoch": 0.0, "train/tokens_seen": 0}
+    values, weights = [], []
+    previous_epoch, previous_tokens = before["train/epoch"], before["train/tokens_seen"]
+    for row in itertools.islice(training, first, None):
+        if previous_epoch >= until:
+            break
         epoch, tokens = row["train/epoch"], row["train/tokens_seen"]
         overlap = min(epoch, until) - max(previous_epoch, after)
         if overlap > 0 and epoch > previous_epoch:

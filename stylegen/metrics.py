@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
 
 def perplexity(loss_nats: float) -> float:
@@ -159,3 +160,10 @@ def peak_flops(device_name: str, precision: str) -> float | None:
     """
     gpu = find_gpu(device_name)
     return gpu.peak(precision) if gpu else None
+
+
+def best_evaluation(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The evaluation with the lowest loss after training began, the earlier one of equals."""
+    trained = [row for row in rows if "eval/loss" in row and row["train/global_step"] > 0]
+    numbers = [row for row in trained if not math.isnan(row["eval/loss"])]
+    return min(numbers, key=lambda row: row["eval/loss"], default=None)

@@ -328,7 +328,7 @@ def _live(
 
     tqdm.tqdm.set_lock(threading.RLock())  # its own is one of processes, which a kill would leave behind
     if not draws:
-        wrap("stylegen.report:write_report", lambda original: lambda folder: [])
+        wrap("stylegen.report:write_report", lambda original: lambda *_: [])
     if prepare:
         prepare()
     install(faults, arguments)

@@ -52,7 +52,7 @@ from lives import (
 from safetensors.torch import load_file
 from test_health import *  # noqa: F403  rows 10 to 12
 from test_security import *  # noqa: F403  rows 14 to 17
-from test_tracking import history, offline_runs
+from wandb_files import history, offline_runs, read_records
 
 from stylegen.checkpoint import find_damage, list_checkpoints, read_manifest, step_of
 from stylegen.stop import SECOND_INTERRUPT_SECONDS
@@ -261,6 +261,27 @@ def test_row_08_wandb_hears_that_the_run_will_go_on(finish, tmp_path):
     assert ids == {(tmp_path / "run" / "wandb_run_id").read_text().strip()}
     assert [row[AXIS] for row in history(first) if "train/loss" in row] == [1, 2, 3, 4, 5]
     assert [row[AXIS] for row in history(second) if "train/loss" in row] == [6, 7, 8, 9, 10, 11, 12]
+
+
+def test_row_01_wandb_has_steps_that_are_done_again_with_equal_values(finish, tmp_path):
+    (tmp_path / "wandb").mkdir()
+    flags, variables = ("--report_to", "wandb"), {"WANDB_DIR": str(tmp_path)}
+    finish("run", *flags, faults=[Fault(STEP, "SIGKILL", 6)], variables=variables, code=-signal.SIGKILL)
+    finish("run", *flags, variables=variables)
+    killed, whole = map(read_records, sorted((tmp_path / "wandb").glob("offline-run-*")))
+    ids = {record.run.run_id for records in (killed, whole) for record in records if record.HasField("run")}
+    assert len(ids) == 1
+    before, after = (
+        {
+            row[AXIS]: {key: value for key, value in row.items() if key.startswith(("train/", "eval/"))}
+            for row in history(records)
+            if "train/loss" in row
+        }
+        for records in (killed, whole)
+    )
+    assert sorted({**before, **after}) == list(range(1, 13))
+    again = set(before) & set(after)
+    assert again and all(before[step] == after[step] for step in again)
 
 
 def test_row_08_a_second_interrupt_leaves_at_once(live, finish, whole, tmp_path, observed):

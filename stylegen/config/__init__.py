@@ -11,6 +11,7 @@ from stylegen.config.commands import (
 )
 from stylegen.config.errors import RankError, RunError, UsageError, first_line, leave, run_command
 from stylegen.config.fields import END_OF_TEXT, REQUEUE, SHAKESPEARE, STOP_FILE, TrainArguments
+from stylegen.config.launcher import trial_of_sweep
 from stylegen.config.parse import dump_arguments, parse_arguments, read_preset
 from stylegen.config.privacy import stay_local
 
@@ -38,4 +39,5 @@ __all__ = [
     "resolve_arguments",
     "run_command",
     "stay_local",
+    "trial_of_sweep",
 ]

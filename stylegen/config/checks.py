@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,13 @@ def positions_of(config: dict[str, Any]) -> int | None:
     return next((int(config[key]) for key in POSITION_KEYS if isinstance(config.get(key), int)), None)
 
 
+def is_repository(name: str) -> bool:
+    """Whether a model on the hub may have this name, by the rules that its library checks before it asks."""
+    parts = r"(?:[\w.-]{1,96}/)?[\w.-]{1,96}"
+    refused = r"--|\.\.|\.git\Z|(?:^|/)[.-]|[.-](?:/|\Z)"
+    return bool(re.fullmatch(parts, name, re.ASCII)) and not re.search(refused, name)
+
+
 def profile_range(steps: str) -> tuple[int, int]:
     """(first, last) of profile_steps "A:B". Raises UsageError where it is not two numbers from 1 up, in this order."""
     first, _, last = steps.partition(":")
@@ -241,13 +249,36 @@ def _check_training(arguments: TrainArguments) -> None:
     _check_lora(arguments)
     _check_stopping(arguments)
     _check_positions(arguments)
-    _tracker_names(arguments.report_to)
+    trackers = _tracker_names(arguments.report_to)
+    if arguments.wandb_log_model and "wandb" not in trackers:
+        raise UsageError(
+            "wandb_log_model keeps the model on wandb; give --report_to wandb too, or leave it out"
+        )
+    _check_hub(arguments)
     if arguments.profile_steps:
         profile_range(arguments.profile_steps)
     check_writable(arguments.output_path, "output_dir")
     check_launcher(arguments)
     # A plan is for GPUs elsewhere.
     _batch_sizes(arguments, getattr(arguments, "gpus", processes.world_size()))
+
+
+def _check_hub(arguments: TrainArguments) -> None:
+    if arguments.data_license is not None and not arguments.data_license.strip():
+        raise UsageError("data_license is empty; give the name of the licence, or leave it out")
+    if not arguments.push_to_hub:
+        if arguments.hub_model_id or not arguments.hub_private_repo:
+            given = "hub_model_id" if arguments.hub_model_id else "hub_private_repo"
+            raise UsageError(f"{given} is for models on the hub; give --push_to_hub too, or leave it out")
+        return
+    name, source = arguments.hub_model_id, "hub_model_id"
+    if name is None:
+        name, source = arguments.output_path.resolve().name, "the name of output_dir"
+    if not is_repository(name):
+        raise UsageError(
+            f"{source}, {name!r}, cannot be that of a model on the hub: NAME or OWNER/NAME, each of letters, digits, "
+            f"-, _ and single dots; give another --hub_model_id"
+        )
 
 
 def _check_stopping(arguments: TrainArguments) -> None:

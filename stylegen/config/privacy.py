@@ -1,4 +1,4 @@
-"""What may leave this machine: no secret anywhere, to trackers what is listed here, to the hub what was asked of it."""
+"""What may leave this machine: no secret, no folder's name, of the environment what is listed here."""
 
 import os
 import re
@@ -29,23 +29,12 @@ TEXTS = ("prompt", "sample_prompts", "pair_separator", "document_separator", "sp
 HUB_NAMES = (
     "model_name_or_path", "base_model_name_or_path", "config_name", "tokenizer_name", "dataset_name", "start_model",
 )  # fmt: skip
-# What trackers receive of the arguments: numbers, choices, names on the hub. No path, no text, nothing else free-form.
-TRACKED = (
-    "model_name_or_path", "model_type", "config_name", "config_overrides", "dtype", "gradient_checkpointing",
-    "tf32", "torch_compile",
-    "lora_r", "lora_alpha", "lora_dropout", "merge_lora",
-    "tokenizer_name", "train_tokenizer", "vocab_size", "normalizer", "min_frequency",
-    "dataset_name", "streaming", "max_completion_words", "detokenize", "keep_boilerplate",
-    "validation_split_percentage", "block_size", "packing", "completion_only_loss", "random_windows",
-    "max_train_samples", "max_eval_samples",
-    "num_train_epochs", "max_train_steps", "per_device_train_batch_size", "per_device_eval_batch_size",
-    "gradient_accumulation_steps", "total_batch_size", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs",
-    "num_warmup_steps", "optim", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm",
-    "mixed_precision", "seed", "max_skipped_steps", "detect_desync_steps", "auto_micro_batch", "async_save",
-    "logging_steps", "eval_steps", "eval_on_start", "checkpointing_steps", "sample_steps", "sample_max_new_tokens",
-    "sample_temperature", "style_steps", "style_samples",
-    "early_stopping_metric", "early_stopping_patience", "early_stopping_threshold",
-    "data_fingerprint",
+# These may have a slash.
+NO_PATHS = ("early_stopping_metric", "model_revision", "data_license", "hub_model_id")
+# What trackers receive of the environment, where it is set; nothing else of it.
+ENVIRONMENT = (
+    "SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT",
+    "SLURM_JOB_NUM_NODES", "SLURM_NTASKS", "SLURM_JOB_PARTITION", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES",
 )  # fmt: skip
 
 
@@ -73,25 +62,39 @@ def redacted(text: str) -> str:
 
 
 def stay_local(arguments: Any) -> None:
-    """Before the libraries are imported: keep them off the hub, unless an argument names something that is not here."""
+    """Before the libraries are imported: keep them off the hub, unless an argument names something that is not here.
+
+    A run whose model is to go there may reach it too; `train.publish` is the only one that does.
+    """
     names = [getattr(arguments, name, None) for name in HUB_NAMES]
     names += getattr(arguments, "checkpoints", []) + getattr(arguments, "paths", [])[:1]
     # `datasets` would report the loading of every table to a counter.
     os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0"}
     if all(_is_here(name) for name in names if name and name != SHAKESPEARE):
-        os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+        os.environ["HF_DATASETS_OFFLINE"] = "1"
+        if not getattr(arguments, "push_to_hub", False):
+            os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def for_trackers(values: dict[str, Any]) -> dict[str, Any]:
-    """What trackers receive of the arguments: those in TRACKED, and of mappings the numbers."""
-    kept = {}
-    for name in [name for name in TRACKED if name in values]:
-        value = values[name]
-        if isinstance(value, dict):
-            value = {key: part for key, part in value.items() if isinstance(part, (bool, int, float))}
-        if not (name in HUB_NAMES and value and _is_here(value)):
-            kept[name] = value
-    return kept
+    """What trackers and the model card receive of the arguments: all of them, but of a path its last part only."""
+    return {name: _without_folders(name, value) for name, value in values.items()}
+
+
+def listed_environment() -> dict[str, str]:
+    """What trackers receive of the environment."""
+    return {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+
+
+def _without_folders(name: str, value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_folders(name, part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(name, part) for part in value]
+    is_on_hub = name in HUB_NAMES and isinstance(value, str) and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", value)
+    if not isinstance(value, str) or name in (*TEXTS, *NO_PATHS) or (is_on_hub and not _is_here(value)):
+        return value
+    return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
 
 
 def _refuse_secret(name: str, text: str, shown: str, where: str) -> None:

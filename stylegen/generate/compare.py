@@ -1,19 +1,12 @@
 """The same prompts from several checkpoints, side by side on one page, with what they have learnt by heart marked."""
 
-import functools
-import itertools
 import sys
-from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from stylegen.config import SHAKESPEARE, TrainArguments, UsageError, read_preset
-from stylegen.corpus import Findings, Source, TextOptions, find_sources, read_pieces
 from stylegen.generate.plan import Plan
 from stylegen.generate.writer import Writer
-from stylegen.report import TEMPLATES
-from stylegen.style import StyleReference
+from stylegen.report import TEMPLATES, Marks
 
 
 def compare(plan: Plan) -> None:
@@ -35,41 +28,5 @@ def _column(plan: Plan, name: str) -> dict[str, Any]:
     """What one checkpoint writes: its name, a note on the marks, and each text as (piece, whether it is copied)."""
     writer = Writer(plan, name)
     texts = [row["text"] for row in plan.in_order(writer.fill(batch) for batch in plan.batches())]
-    note = "Marked: runs of 8 words or more that stand in its training text."
-    try:
-        reference = _reference(*_training_text(Path(name).expanduser()))
-        pieces = [_pieces(text, reference.copied_runs(text)) for text in texts]
-    except UsageError as error:
-        note, pieces = f"Nothing is marked: {error}", [_pieces(text, []) for text in texts]
-    return {"name": name, "note": note, "texts": pieces}
-
-
-def _pieces(text: str, runs: list[tuple[int, int]]) -> list[tuple[str, bool]]:
-    edges = [0, *(edge for run in runs for edge in run), len(text)]
-    return [(text[start:end], place % 2 == 1) for place, (start, end) in enumerate(itertools.pairwise(edges))]
-
-
-def _training_text(checkpoint: Path) -> tuple[Source, TextOptions]:
-    """What a checkpoint's run was trained on. Raises UsageError where nothing here says it, or holds it."""
-    for folder in (checkpoint, checkpoint.parent):
-        if (folder / "config.yaml").is_file():
-            arguments = TrainArguments(**read_preset(TrainArguments, folder / "config.yaml"))
-            source, _ = find_sources(arguments)
-            if source.dataset and source.dataset != SHAKESPEARE and not Path(source.dataset).is_dir():
-                raise UsageError(f"its training text, {source.dataset}, is not on this machine")
-            return source, TextOptions(**{f.name: getattr(arguments, f.name) for f in fields(TextOptions)})
-    raise UsageError("it is in no run directory, whose config.yaml would name its training text")
-
-
-@functools.cache
-def _reference(source: Source, options: TextOptions) -> StyleReference:
-    return StyleReference.build(_documents(source, options), [])
-
-
-def _documents(source: Source, options: TextOptions) -> Iterator[tuple[str, str]]:
-    pieces: list[str] = []
-    for piece in read_pieces(source, options, Findings()):
-        pieces.append(piece.text)
-        if piece.ends:
-            yield str(source), "".join(pieces)
-            pieces.clear()
+    marks = Marks(Path(name).expanduser())
+    return {"name": name, "note": marks.note, "texts": [marks.pieces(text) for text in texts]}

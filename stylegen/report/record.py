@@ -1,7 +1,6 @@
 """What a run directory tells of its run, read once for every page; it works on a running or a killed run too."""
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,19 +8,10 @@ from typing import Any
 import yaml
 
 from stylegen.config import UsageError
-from stylegen.figures import best_evaluation
-from stylegen.tracking import read_metrics
+from stylegen.metrics import best_evaluation
+from stylegen.tracking import Sample, read_metrics, read_samples
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What the model wrote after one step: `header`, the settings in words, and a text a prompt (prompt included)."""
-
-    step: int
-    header: str
-    texts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -43,8 +33,8 @@ class RunRecord:
         rows = read_metrics(path) if path.is_file() else []
         if not rows:
             raise UsageError(f"{directory} has no metrics yet; wait for the first evaluation")
-        samples = [_read_sample(path) for path in sorted((directory / "samples").glob("step-*.txt"))]
-        return cls(directory, rows, _read_settings(directory), _read_environment(directory), samples)
+        settings, environment = _read_settings(directory), _read_environment(directory)
+        return cls(directory, rows, settings, environment, read_samples(directory))
 
     @property
     def name(self) -> str:
@@ -76,13 +66,6 @@ class RunRecord:
         """The last evaluation after training began."""
         evaluations = self.evaluations
         return evaluations[-1] if evaluations and evaluations[-1] is not self.start else None
-
-
-def _read_sample(path: Path) -> Sample:
-    text = path.read_text(encoding="utf-8")
-    header, _, body = text.partition("\n") if text.startswith("# step ") else ("", "", text)
-    step = int(re.sub(r"\D", "", path.stem) or 0)
-    return Sample(step, header.removeprefix("# "), tuple(body.removesuffix("\n").split("\n====\n")))
 
 
 def _read_settings(directory: Path) -> dict[str, Any]:

@@ -1,11 +1,14 @@
 """A run in words: how good it got, how fast it was, how near the style, and since when it learns by heart."""
 
+import math
 import statistics
 from pathlib import Path
 from typing import Any
 
-from stylegen.figures import best_evaluation
+from stylegen.metrics import best_evaluation
 from stylegen.report.record import RunRecord
+from stylegen.report.tables import shown
+from stylegen.tracking import AXIS
 
 COPIED = 0.01  # rise of the share of copied 8-grams that is no chance in the few texts of an evaluation
 
@@ -33,6 +36,51 @@ def summarize(run_dir: Path) -> str:
             "no evaluation after training was better than the one before it; try a lower --learning_rate"
         )
     return "\n".join(lines)
+
+
+def best_in_words(record: RunRecord) -> tuple[str, str, str]:
+    """How good it got, as what stands before the number that counts, the number, and what stands behind it."""
+    best, start = record.best, record.start
+    if best is None:
+        return "No evaluation after training began yet.", "", ""
+    words = f" nats per token at step {best[AXIS]:,} (epoch {best['train/epoch']:.2f})"
+    known = [
+        f"{name} {shown(best[metric], form)}"
+        for name, metric, form in (
+            ("accuracy", "eval/accuracy", ".2%"),
+            ("perplexity", "eval/perplexity", ",.2f"),
+            ("bits per byte", "eval/bits_per_byte", ".4f"),
+        )
+        if metric in best
+    ]
+    words += f": {', '.join(known)}." if known else "."
+    if start:
+        words += f" Before training: loss {shown(start['eval/loss'], '.4f')}"
+        words += f", perplexity {shown(start.get('eval/perplexity'), ',.2f')}."
+    return "Best validation loss ", shown(best["eval/loss"], ".4f"), words
+
+
+def losses_in_words(record: RunRecord) -> list[str]:
+    """Lowest, average and highest loss of the evaluations after training began, and of the training."""
+    lines = []
+    for name, metric, rows in (
+        ("Validation loss after training began", "eval/loss", record.evaluations),
+        ("Training loss", "train/loss", record.training),
+    ):
+        numbers = [(row[metric], row[AXIS]) for row in rows if row[AXIS] > 0 and math.isfinite(row[metric])]
+        if numbers:
+            (low, at_low), (high, at_high) = min(numbers), max(numbers)
+            average = statistics.fmean(loss for loss, _ in numbers)
+            lines.append(
+                f"{name}: lowest {shown(low, '.4f')} (step {at_low:,}), average {shown(average, '.4f')}, highest "
+                f"{shown(high, '.4f')} (step {at_high:,})."
+            )
+    return lines
+
+
+def sentence(words: str) -> str:
+    """Words that stand by themselves."""
+    return f"{words[:1].upper()}{words[1:]}."
 
 
 def got_worse(record: RunRecord) -> bool:

@@ -4,7 +4,14 @@ import gc
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from stylegen.config import TrainArguments, check_arguments, parse_arguments, run_command, stay_local
+from stylegen.config import (
+    TrainArguments,
+    check_arguments,
+    parse_arguments,
+    run_command,
+    stay_local,
+    trial_of_sweep,
+)
 from stylegen.stop import StopRequest
 
 if TYPE_CHECKING:
@@ -22,14 +29,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(argv: list[str]) -> int:
-    arguments = parse_arguments(TrainArguments, argv, positional="preset", usage=USAGE)
+    arguments = trial_of_sweep(parse_arguments(TrainArguments, argv, positional="preset", usage=USAGE))
     check_arguments(arguments)
     stay_local(arguments)
     stop = StopRequest(arguments.output_path, arguments.max_train_hours)
     try:
         from stylegen.corpus import find_sources
         from stylegen.train.directory import check_directory
+        from stylegen.train.publish import check_login
 
+        check_login(arguments)
         sources = find_sources(arguments)
         check_directory(arguments)
         return _import_and_train(arguments, *sources, stop)

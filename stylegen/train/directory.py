@@ -27,7 +27,7 @@ MODEL_FILES = (
     "additional_chat_templates",
 )  # fmt: skip
 DESCRIPTIONS = ("config.json", "adapter_config.json")  # of a model, or of an adapter
-FOLDERS = ("checkpoint-*", "best", "best.tmp", "best.old", "samples", "figures", "tensorboard", "profile")
+FOLDERS = ("checkpoint-*", "best", "best.tmp", "best.old", "samples", "figures", "tensorboard", "dvclive", "profile")
 
 
 def check_directory(arguments: TrainArguments) -> None:
@@ -72,6 +72,17 @@ def clear_leftovers(folder: Path) -> None:
     for path in folder.glob("best.tmp*"):
         shutil.rmtree(path, ignore_errors=True)
     (folder / STOP_FILE).unlink(missing_ok=True)  # to start is to want it to run
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of the model and its tokenizer in a folder, those in folders of its own included."""
+    paths = [path for name in MODEL_FILES for path in sorted(folder.glob(name))]
+    return [
+        file
+        for path in paths
+        for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
+        if file.is_file()
+    ]
 
 
 def has_model(folder: Path) -> bool:

@@ -15,6 +15,7 @@ from stylegen.export import BEST, export, load_for_writing
 from stylegen.lora import ADAPTER
 from stylegen.loss import LanguageModelLoss
 from stylegen.runtime import free_memory_bytes, logger
+from stylegen.train.artifacts import log_checkpoints, log_final_model
 from stylegen.train.directory import has_model, promote_best
 from stylegen.train.state import Run, State
 
@@ -32,7 +33,7 @@ def finish(run: Run, state: State, stopped_by: str | None) -> None:
 
     figures: list[Path] = []
     try:
-        figures = write_report(run.directory)
+        figures = write_report(run.directory, run.style)
         print(summarize(run.directory))
     except UsageError as error:  # stopped before anything was measured
         logger.info(str(error))
@@ -40,6 +41,10 @@ def finish(run: Run, state: State, stopped_by: str | None) -> None:
         logger.warning(
             f"warning: no report: {error}; python -m stylegen.report {run.directory} writes it later"
         )
+    run.tracker.log_figures(state.step, figures)
+    log_checkpoints(run, state)
+    if stopped_by is None:
+        log_final_model(run)
     samples = sorted((run.directory / "samples").glob("step-*.txt"))
     if samples:
         print(f"\n{samples[-1].read_text(encoding='utf-8')}")
@@ -49,7 +54,7 @@ def finish(run: Run, state: State, stopped_by: str | None) -> None:
         "report": run.directory / "report.html",
         "figures": " ".join(map(str, figures)),
     }
-    for name, value in where.items():
+    for name, value in {**where, **run.tracker.where()}.items():
         print(f"{name:12}{value}")
     if stopped_by:
         asked = run.arguments.resume_from_checkpoint not in ("auto", "never")

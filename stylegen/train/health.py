@@ -62,10 +62,12 @@ def note_skipped(
     blocks = _examine(run, indices, epoch, loss_sum)
     cause = _cause(blocks, grad_norm)
     if in_a_row <= allowed:
-        logger.warning(
-            f"warning: step {state.step} is skipped, {cause}; the weights stay as they were; {state.skipped_steps} "
-            f"skipped so far, {in_a_row} in a row"
+        words = (
+            f"step {state.step} is skipped, {cause}; the weights stay as they were; {state.skipped_steps} skipped so "
+            f"far, {in_a_row} in a row"
         )
+        logger.warning(f"warning: {words}")
+        run.tracker.alert("Not a finite number", words)
         return
     sick = sum(not block.is_finite for block in blocks)
     spoilt = sick == len(blocks)  # the weights more likely than all of the text

@@ -5,22 +5,28 @@ turn is that of the last step. All of them are functions of the step, so a run t
 uninterrupted one would have done: also the turn, where the stop came before it.
 """
 
+import json
 from dataclasses import asdict
 
 from stylegen.blocks.ahead import TextAhead
-from stylegen.config import RunError, TrainArguments, leave
+from stylegen.config import RunError, TrainArguments, first_line, leave
+from stylegen.config.privacy import listed_environment
 from stylegen.corpus import Source
 from stylegen.runtime import logger
 from stylegen.stop import StopRequest
 from stylegen.tracking import FAILED, FINISHED, PREEMPTED
 from stylegen.train import style
+from stylegen.train.artifacts import log_checkpoints
 from stylegen.train.finish import finish, promote
 from stylegen.train.health import compare_weights
 from stylegen.train.profile import StepProfiler
+from stylegen.train.publish import publish
 from stylegen.train.setup import set_up
 from stylegen.train.state import Run, State, is_due, stops_early
 from stylegen.train.step import Stopwatch, log_training, note_first_step, train_step
 from stylegen.train.turn import evaluate_model, keep_samples, save, write
+
+MOST_TITLE = 63  # characters of an alert's title on wandb
 
 
 def train(
@@ -40,16 +46,23 @@ def train(
         else:
             _start_trackers(run)
             reason = loop(run, state)
+            _tell_end(run, state, reason)
         outcome = PREEMPTED if reason else FINISHED
         if reason is None:
             promote(run, state)
         if run.accelerator.is_main_process:
             finish(run, state, reason)
         run.accelerator.wait_for_everyone()
+    except Exception as error:
+        run.tracker.alert(f"{run.arguments.run_name} has failed"[:MOST_TITLE], first_line(error), "ERROR")
+        raise
     finally:
         run.watchdog.stop()
         run.tracker.finish(outcome)
     run.stop.remove_file()
+    if run.arguments.push_to_hub and outcome == FINISHED and run.accelerator.is_main_process:
+        with run.stop.deaf():  # nobody waits any more, and it takes as long as the network does
+            print(f"{'hub':12}{publish(run.arguments)}")
     return leave(0)  # while the run is still there: taking it apart may hang
 
 
@@ -67,6 +80,7 @@ def loop(run: Run, state: State) -> str | None:
             if run.saver.is_ready():
                 run.watchdog.rest()
                 run.saver.finish()
+                log_checkpoints(run, state)
             reason = run.stop.agreed(run.accelerator)
             is_new = state.step != run.resumed_at or state.turned != state.step
             # What a resumed step asks for was done before its checkpoint was written, if there was time for it.
@@ -87,6 +101,7 @@ def loop(run: Run, state: State) -> str | None:
                 return None if last else reason
             if not arguments.async_save:  # what was written while the training waited counts from now on
                 run.saver.finish()
+                log_checkpoints(run, state)
             if state.step > first:  # the first step may compile
                 run.watchdog.arm()
             with profiler.step(state.step + 1):
@@ -133,14 +148,28 @@ def take_turn(run: Run, state: State) -> bool:
     return True
 
 
+def _tell_end(run: Run, state: State, reason: str | None) -> None:
+    """Alert whoever follows the run elsewhere that it has ended, or will go on later."""
+    best = f"best validation loss {state.best_loss:.4f} at step {state.best_step}" if state.best_loss else ""
+    if reason:
+        title, text = "was stopped, and can go on", f"by {reason} after step {state.step}; {best}"
+    else:
+        title, text = "has finished", f"{state.step} steps; {best}"
+    run.tracker.alert(f"{run.arguments.run_name} {title}"[:MOST_TITLE], text, "WARN" if reason else "INFO")
+
+
 def _start_trackers(run: Run) -> None:
     arguments = run.arguments
+    if not (arguments.report_to and run.accelerator.is_main_process):
+        return
+    environment = json.loads((run.directory / "environment.json").read_text(encoding="utf-8"))
     run.tracker.start_trackers(
         arguments.report_to,
         project=arguments.project,
         run_name=arguments.run_name or "",
         group=arguments.group,
-        config={**asdict(arguments), "data_fingerprint": run.fingerprints["text"]},
+        arguments=asdict(arguments),
+        facts={**environment, **listed_environment(), "data_fingerprint": run.fingerprints["text"]},
     )
 
 

@@ -116,7 +116,7 @@ def set_up(
     prepared, optimizer = _prepare(arguments, accelerator, model, optimizer)
     state = start_state(checkpoint, arguments.output_path, accelerator, num_steps)
     arguments = fit_micro_batch(arguments, accelerator, prepared, train_blocks, checkpoint)
-    _open_directory(arguments, accelerator, checkpoint)
+    _open_directory(arguments, accelerator, checkpoint, num_params)
     tracker = Tracker(arguments.output_path, accelerator.is_main_process, num_steps, state.step)
     run = Run(
         arguments=arguments, accelerator=accelerator, model=prepared, base_model=model, optimizer=optimizer,
@@ -300,7 +300,9 @@ def _build_saver(
     )
 
 
-def _open_directory(arguments: TrainArguments, accelerator: Accelerator, checkpoint: Path | None) -> None:
+def _open_directory(
+    arguments: TrainArguments, accelerator: Accelerator, checkpoint: Path | None, num_params: tuple[int, int]
+) -> None:
     """Make the run directory ready, on every machine that keeps one. A collective."""
     folder = arguments.output_path
     if is_writer(accelerator, arguments.save_on_each_node):
@@ -309,7 +311,9 @@ def _open_directory(arguments: TrainArguments, accelerator: Accelerator, checkpo
         directory.clear_leftovers(folder)
         if checkpoint and arguments.resume_from_checkpoint not in ("auto", "never"):
             leave_behind(folder, checkpoint)
-        directory.record_start(arguments, describe_environment(accelerator, arguments.mixed_precision))
+        sizes = dict(zip(("parameters", "trained_parameters"), num_params, strict=True))
+        environment = describe_environment(accelerator, arguments.mixed_precision)
+        directory.record_start(arguments, environment | sizes)
     accelerator.wait_for_everyone()
 
 

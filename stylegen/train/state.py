@@ -81,6 +81,7 @@ class Run:
     spikes: LossSpikes = field(default_factory=LossSpikes)
     style: StyleReference | None = None  # of the text, once it is asked for; on the first rank
     told_no_distance: bool = False
+    models_logged: int = 0  # the step of the last checkpoint whose model a tracker has
 
     @property
     def writes(self) -> bool:

@@ -17,6 +17,7 @@ from stylegen.model import save_model
 from stylegen.runtime import code_fingerprint, cuts_weights, logger
 from stylegen.sampling import SamplingSettings, write_texts
 from stylegen.sharding import callable_inside, collected_weights
+from stylegen.tracking import Sample, sample_path, write_sample
 from stylegen.train.state import Run, State, axes, sum_over_ranks, watch
 
 BATCH_SIZE = 16  # texts written at a time
@@ -106,17 +107,17 @@ def keep_samples(run: Run, state: State, pairs: list[tuple[str, str]]) -> None:
     arguments = run.arguments
     texts = [prompt + continuation for prompt, continuation in pairs[: len(arguments.sample_prompts)]]
     header = (
-        f"# step {state.step}, epoch {state.step / run.steps_per_epoch:.2f}, seed {SAMPLE_SEED}, "
+        f"step {state.step}, epoch {state.step / run.steps_per_epoch:.2f}, seed {SAMPLE_SEED}, "
         f"temperature {arguments.sample_temperature:g}, {arguments.sample_max_new_tokens} tokens, "
-        f"prompts {arguments.sample_prompts}\n"
+        f"prompts {arguments.sample_prompts}"
     )
-    path = run.directory / "samples" / f"step-{state.step:06d}.txt"
+    sample = Sample(state.step, header, tuple(texts))
     try:
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(header + "\n====\n".join(texts) + "\n", encoding="utf-8")
+        write_sample(run.directory, sample)
     except OSError as error:
+        path = sample_path(run.directory, state.step)
         logger.warning(f"warning: {path} could not be written: {error}; the training goes on")
-    run.tracker.log_samples(state.step, texts)
+    run.tracker.log_sample(sample)
 
 
 def save(run: Run, state: State) -> None:
