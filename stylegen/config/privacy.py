@@ -91,7 +91,9 @@ def _without_folders(name: str, value: Any) -> Any:
         return {key: _without_folders(name, part) for key, part in value.items()}
     if isinstance(value, list):
         return [_without_folders(name, part) for part in value]
-    is_on_hub = name in HUB_NAMES and isinstance(value, str) and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", value)
+    is_on_hub = (
+        name in HUB_NAMES and isinstance(value, str) and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", value)
+    )
     if not isinstance(value, str) or name in (*TEXTS, *NO_PATHS) or (is_on_hub and not _is_here(value)):
         return value
     return re.split(r"[/\\]", value.rstrip("/\\"))[-1]

@@ -27,7 +27,17 @@ MODEL_FILES = (
     "additional_chat_templates",
 )  # fmt: skip
 DESCRIPTIONS = ("config.json", "adapter_config.json")  # of a model, or of an adapter
-FOLDERS = ("checkpoint-*", "best", "best.tmp", "best.old", "samples", "figures", "tensorboard", "dvclive", "profile")
+FOLDERS = (
+    "checkpoint-*",
+    "best",
+    "best.tmp",
+    "best.old",
+    "samples",
+    "figures",
+    "tensorboard",
+    "dvclive",
+    "profile",
+)
 
 
 def check_directory(arguments: TrainArguments) -> None:
