@@ -6,11 +6,14 @@ import itertools
 import json
 import os
 import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
 from accelerate.state import AcceleratorState
-from conftest import TINY, evaluations, make_text, metrics
+from conftest import ACCELERATE, ROOT, TINY, evaluations, make_text, metrics
 from wandb_files import (
     alerts_of,
     artifacts_of,
@@ -18,9 +21,11 @@ from wandb_files import (
     config_of,
     history,
     offline_runs,
+    read_records,
     summary_of,
     tables_of,
 )
+from wandb_server import KEY, WandbServer
 
 from stylegen.config import TrainArguments, UsageError, check_arguments, trial_of_sweep
 from stylegen.metrics import best_evaluation
@@ -281,3 +286,128 @@ def test_a_run_that_failed_is_shown_as_failed(command, text_file, tmp_path):
     assert [record.exit.exit_code for record in records if record.HasField("exit")] == [1]
     titles = [(title, level) for title, level, _ in alerts_of(records)]
     assert titles == [("Not a finite number", "WARN"), ("out has failed", "ERROR")]
+
+
+# --- a server, and none
+
+
+RHYTHM = ("--max_train_steps", "4", "--eval_steps", "2", "--logging_steps", "1", "--sample_steps", "2")
+
+
+def values_of(rows: list[dict]) -> list[dict]:
+    """The logged rows, without wandb's own values, and without tables and images."""
+    return [
+        {key: value for key, value in row.items() if not key.startswith("_")}
+        for row in rows
+        if "samples" not in row and "figures/loss" not in row
+    ]
+
+
+@pytest.mark.slow
+def test_an_offline_run_of_two_lives_is_sent_as_one(command, text_file, tmp_path):
+    """By the line that the end of the run prints."""
+    flags = (
+        "--train_file",
+        str(text_file),
+        *TINY,
+        "--mixed_precision",
+        "no",
+        "--output_dir",
+        "out",
+        *RHYTHM[2:],
+    )
+    for steps in ("4", "6"):
+        done = command(
+            "run_clm.py", *flags, "--max_train_steps", steps, "--report_to", "wandb", "--project", "verse",
+            environment={"WANDB_DIR": str(tmp_path)},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("wandb ")]
+    words = shlex.split(line)[1:]
+    with WandbServer() as server:
+        sent = subprocess.run(
+            [str(Path(sys.executable).parent / words[0]), *words[1:]],
+            cwd=tmp_path, env={**os.environ, **server.environment}, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert sent.returncode == 0, sent.stdout + sent.stderr
+        run = server.run("verse", (tmp_path / "out" / "wandb_run_id").read_text())
+    assert values_of(run.history) == metrics(tmp_path / "out")
+    assert run.summary["best/loss"] == best_evaluation(evaluations(tmp_path / "out"))["eval/loss"]
+    assert server.unknown == []
+
+
+@pytest.mark.slow
+def test_without_a_server_or_a_login_a_run_goes_offline_and_says_so(command, text_file, tmp_path):
+    flags = (
+        "--train_file",
+        str(text_file),
+        *TINY,
+        "--mixed_precision",
+        "no",
+        *RHYTHM,
+        "--report_to",
+        "wandb",
+    )
+    home = tmp_path / "home"  # where no login is
+    home.mkdir()
+    reasons = {
+        "no login": ({"WANDB_MODE": "online"}, "No API key configured"),
+        "no server": (
+            {"WANDB_MODE": "online", "WANDB_API_KEY": KEY, "WANDB_BASE_URL": "http://127.0.0.1:9"},
+            "Failed to",
+        ),
+    }
+    for name, (variables, words) in reasons.items():
+        environment = {**variables, "HOME": str(home), "WANDB_DIR": str(tmp_path), "WANDB_INIT_TIMEOUT": "10"}
+        done = command("run_clm.py", *flags, "--output_dir", name, environment=environment)
+        assert done.returncode == 0, done.stderr
+        (warning,) = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+        assert warning.startswith("warning: wandb cannot be online (")
+        assert words in warning
+        (line,) = [line for line in done.stdout.splitlines() if line.startswith("wandb ")]
+        (folder,) = shlex.split(line)[3:]
+        run_id_there = (tmp_path / name / "wandb_run_id").read_text()
+        assert folder.endswith(run_id_there) and Path(folder).name.startswith("offline-run-")
+        assert values_of(history(read_records(Path(folder)))) == metrics(tmp_path / name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["cpu", "ddp"])
+def test_a_sweep_makes_one_run_a_trial(tmp_path, text_file, config):
+    """By `wandb sweep` and `wandb agent`, of a file of configs/wandb/ made small; also with two processes."""
+    sweep = yaml.safe_load((ROOT / "configs/wandb/sweep_learning_rate.yaml").read_text())
+    assert sweep["metric"] == {"name": "best/loss", "goal": "minimize"}
+    sweep["parameters"] = {
+        "learning_rate": {"values": [0.001, 0.01]},
+        "lr_scheduler_type": {"values": ["constant"]},
+    }
+    words = [word for word in sweep["command"] if word not in ("configs/quickstart.yaml", "${args}")]
+    words = [word.replace("configs/accelerate/cpu", f"{ROOT}/configs/accelerate/{config}") for word in words]
+    words = [
+        {"accelerate": ACCELERATE, "${program}": str(ROOT / "run_clm.py")}.get(word, word) for word in words
+    ]
+    if config == "ddp":
+        words[words.index("launch") + 1 : words.index("launch") + 1] = ["--num_processes", "2"]
+    sweep["command"] = [
+        *words, "--train_file", str(text_file), *TINY, *RHYTHM, "--mixed_precision", "no",
+        "--per_device_train_batch_size", "4", "${args}",
+    ]  # fmt: skip
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    wandb = str(Path(sys.executable).parent / "wandb")
+    with WandbServer() as server:
+        environment = {
+            **os.environ, **server.environment, "WANDB_DIR": str(tmp_path), "ACCELERATE_USE_CPU": "true",
+            "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        }  # fmt: skip
+        for words in (["sweep", "sweep.yaml"], ["agent", "tester/stylegen/sweep0"]):
+            done = subprocess.run(
+                [wandb, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+    assert {run.values["learning_rate"] for run in server.runs.values()} == {0.001, 0.01}
+    assert len(server.runs) == 2 and {run.sweep for run in server.runs.values()} == {"sweep0"}
+    for run in server.runs.values():
+        folder = tmp_path / "out" / "sweep" / run.id
+        assert run.values["world_size"] == (2 if config == "ddp" else 1)
+        assert values_of(run.history) == metrics(folder)
+    assert server.unknown == []

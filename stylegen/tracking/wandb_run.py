@@ -21,7 +21,7 @@ logger = logging.getLogger("stylegen")
 # and all that is printed. An upload that never ends would keep a finished run from ending.
 WANDB_SETTINGS = {
     "console": "off", "disable_code": True, "disable_git": True, "disable_job_creation": True, "save_code": False,
-    "x_disable_meta": True, "program": "run_clm.py", "init_timeout": 60.0, "finish_timeout": 600.0,
+    "x_disable_meta": True, "program": "run_clm.py", "finish_timeout": 600.0,
     "finish_timeout_raises": True,
 }  # fmt: skip
 LOCAL = ("offline", "disabled", "dryrun")  # modes that need no server
@@ -53,7 +53,7 @@ class WandbRun(Service):
             "id": run_id(run_dir),
             "resume": "allow",
             "job_type": os.environ.get("WANDB_JOB_TYPE", "train"),
-            "settings": dict(WANDB_SETTINGS),
+            "settings": {**WANDB_SETTINGS, "init_timeout": float(os.environ.get("WANDB_INIT_TIMEOUT", 60))},
         }
         if group:
             options["group"] = group
@@ -123,9 +123,8 @@ class WandbRun(Service):
             try:
                 self.tracker.finish()
             except Exception as error:
-                raise RuntimeError(
-                    f"{first_line(error)}; what is here is sent by: {sync_line(self.run_dir)}"
-                ) from error
+                line = sync_line(self.run_dir, self.tracker.settings.sync_dir)
+                raise RuntimeError(f"{first_line(error)}; what is here is sent by: {line}") from error
         elif outcome == PREEMPTED:
             self.tracker.mark_preempting()
             self.tracker.finish(exit_code=1)  # wandb takes exit code 0 for the end of the work
@@ -141,15 +140,12 @@ def run_id(run_dir: Path) -> str:
     return path.read_text().strip()
 
 
-def sync_line(run_dir: Path) -> str | None:
-    """The command that sends what offline lives of a run have left to the server; None if there is nothing to send."""
+def sync_line(run_dir: Path, *others: str) -> str | None:
+    """The command that sends what offline lives of a run have left, and `others`; None if there is nothing to send."""
     folder = Path(os.environ.get("WANDB_DIR", ".")) / "wandb"
-    lives = [
-        life
-        for life in sorted(folder.glob(f"*run-*-{run_id(run_dir)}"))
-        if not list(life.glob("*.wandb.synced"))
-    ]
-    return shlex.join(["wandb", "sync", *map(str, lives)]) if lives else None
+    lives = sorted(folder.glob(f"offline-run-*-{run_id(run_dir)}"))
+    left = [str(life) for life in lives if not list(life.glob("*.wandb.synced"))]
+    return shlex.join(["wandb", "sync", *left, *others]) if left or others else None
 
 
 def _start(options: dict[str, Any]) -> Any:
