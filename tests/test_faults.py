@@ -56,7 +56,7 @@ from wandb_files import history, offline_runs, read_records
 
 from stylegen.checkpoint import find_damage, list_checkpoints, read_manifest, step_of
 from stylegen.stop import SECOND_INTERRUPT_SECONDS
-from stylegen.tracking import AXIS
+from stylegen.tracking import AXIS, read_metrics
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
@@ -271,17 +271,19 @@ def test_row_01_wandb_has_steps_that_are_done_again_with_equal_values(finish, tm
     killed, whole = map(read_records, sorted((tmp_path / "wandb").glob("offline-run-*")))
     ids = {record.run.run_id for records in (killed, whole) for record in records if record.HasField("run")}
     assert len(ids) == 1
-    before, after = (
-        {
-            row[AXIS]: {key: value for key, value in row.items() if key.startswith(("train/", "eval/"))}
-            for row in history(records)
-            if "train/loss" in row
-        }
+    sent = [
+        {key: value for key, value in row.items() if not key.startswith("_")}
         for records in (killed, whole)
-    )
-    assert sorted({**before, **after}) == list(range(1, 13))
-    again = set(before) & set(after)
-    assert again and all(before[step] == after[step] for step in again)
+        for row in history(records)
+        if "samples" not in row and "figures/loss" not in row
+    ]
+    assert all(
+        row in sent for row in metrics(tmp_path / "run")
+    )  # also what went with the file of the first life
+    for step in range(1, 13):
+        again = [row for row in sent if row[AXIS] == step and "train/loss" in row]
+        values = [{key: row[key] for key in row if not key.startswith("perf/")} for row in again]
+        assert values and all(each == values[0] for each in values)
 
 
 def test_row_08_a_second_interrupt_leaves_at_once(live, finish, whole, tmp_path, observed):

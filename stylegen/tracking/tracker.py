@@ -52,15 +52,17 @@ class Tracker:
         group: str | None,
         arguments: dict[str, Any],
         facts: dict[str, Any],
+        was_killed: bool = False,
     ) -> None:
         """Start the named trackers.
 
+        was_killed  whether the life before did not end by itself
         arguments  of the run, of which they receive what `for_trackers` leaves
         facts      what else they are to know: sizes, versions, fingerprints
         """
         for name in names if self.is_main else ():
             config = {**for_trackers(arguments), **facts}
-            self._guarded(name, self._start, name, project, run_name, group, config)
+            self._guarded(name, self._start, name, project, run_name, group, config, was_killed)
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one event. `row` carries train/global_step, train/epoch and train/tokens_seen."""
@@ -127,12 +129,19 @@ class Tracker:
             self._warned = True
 
     def _start(
-        self, name: str, project: str, run_name: str, group: str | None, config: dict[str, Any]
+        self,
+        name: str,
+        project: str,
+        run_name: str,
+        group: str | None,
+        config: dict[str, Any],
+        was_killed: bool,
     ) -> None:
         if name == "wandb":
             service: Service = WandbRun(
-                self.run_dir, self.first_step, project=project, run_name=run_name, group=group, config=config
-            )
+                self.run_dir, self.first_step, project=project, run_name=run_name, group=group, config=config,
+                was_killed=was_killed,
+            )  # fmt: skip
         else:
             service = start_service(name, self.run_dir, project, run_name, group, config)
         self.services.append(service)

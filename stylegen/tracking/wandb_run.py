@@ -46,7 +46,9 @@ class WandbRun(Service):
         run_name: str,
         group: str | None,
         config: dict[str, Any],
+        was_killed: bool = False,
     ):
+        """`was_killed` tells that the life before did not end by itself."""
         self.run_dir = run_dir
         options: dict[str, Any] = {
             "project": os.environ.get("WANDB_PROJECT", project),
@@ -64,8 +66,15 @@ class WandbRun(Service):
         for axis, values in ((None, AXIS), (AXIS, TOKENS), (AXIS, "*")):
             self.tracker.define_metric(values, step_metric=axis)
         log = run_dir / "metrics.jsonl"
-        self._best = best_evaluation(read_metrics(log)) if log.is_file() else None
+        rows = read_metrics(log) if log.is_file() else []
+        self._best = best_evaluation(rows)
         self._samples = [sample for sample in read_samples(run_dir) if sample.step <= first_step]
+        if (
+            was_killed and self.tracker.offline
+        ):  # it writes its file in large pieces, and the last one went with it
+            for row in rows:
+                if row[AXIS] <= first_step:
+                    self.tracker.log(row)
 
     def log(self, row: dict[str, Any]) -> None:
         self.tracker.log(row)

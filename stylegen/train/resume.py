@@ -50,6 +50,12 @@ def refuse_other_text(checkpoint: Path, fingerprints: dict[str, str]) -> None:
         )
 
 
+def ended_by_itself(checkpoint: Path) -> bool:
+    """Whether the life that wrote a checkpoint ended with it: finished, or stopped as it was asked to."""
+    state = read_manifest(checkpoint)["state"]
+    return bool(state["finished"] or state["stopped_by"])
+
+
 def start_state(checkpoint: Path | None, run_dir: Path, accelerator: Accelerator, num_steps: int) -> State:
     """The state of step 0, or that of the checkpoint."""
     if checkpoint is None:

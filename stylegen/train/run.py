@@ -170,6 +170,7 @@ def _start_trackers(run: Run) -> None:
         group=arguments.group,
         arguments=asdict(arguments),
         facts={**environment, **listed_environment(), "data_fingerprint": run.fingerprints["text"]},
+        was_killed=run.was_killed,
     )
 
 

@@ -74,7 +74,7 @@ from stylegen.tracking import Tracker
 from stylegen.train import directory, style
 from stylegen.train.feed import Feed
 from stylegen.train.memory import fit_micro_batch
-from stylegen.train.resume import find_checkpoint, refuse_other_text, start_state
+from stylegen.train.resume import ended_by_itself, find_checkpoint, refuse_other_text, start_state
 from stylegen.train.state import Run, State
 
 
@@ -126,6 +126,7 @@ def set_up(
         tokenizer=cache.tokenizer, fingerprints=cache.fingerprints,
         steps_per_epoch=steps_per_epoch, num_steps=num_steps, tracker=tracker,
         resumed_at=state.step if checkpoint else None,
+        was_killed=checkpoint is not None and not ended_by_itself(checkpoint),
         watchdog=Watchdog(accelerator, arguments.watchdog_seconds), stop=stop,
         saver=saver, flops_per_token=flops, peak_flops=device_peak_flops(accelerator.device, arguments),
     )  # fmt: skip

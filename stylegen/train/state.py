@@ -72,6 +72,7 @@ class Run:
     num_steps: int
     tracker: Tracker
     resumed_at: int | None  # the step of the checkpoint it goes on from
+    was_killed: bool  # the life before did not end by itself
     watchdog: Watchdog
     saver: Saver
     stop: StopRequest
