@@ -55,3 +55,49 @@ def test_tensorboard_has_the_samples_as_text(tracked):
     assert [event.step for event in shown] == [3, 4, 6]
     last = (tracked / "samples" / "step-000006.txt").read_text(encoding="utf-8").split("\n", 1)[1]
     assert shown[-1].tensor_proto.string_val[0].decode() == last.removesuffix("\n")
+
+
+# --- the others, in a process of their own, offline
+
+
+OFFLINE = {
+    "trackio": {},
+    "mlflow": {},
+    "aim": {},
+    "comet_ml": {"COMET_START_ONLINE": "0"},
+    "clearml": {"CLEARML_OFFLINE_MODE": "1"},
+    "dvclive": {},
+    "swanlab": {"SWANLAB_MODE": "offline"},
+}
+# Where each leaves something that is written, under the folder of the test.
+LEFT = {
+    "trackio": "trackio/*.db", "mlflow": "mlflow.db", "aim": ".aim/**/*", "comet_ml": "comet/*.zip",
+    "clearml": "home/.clearml/cache/offline/**/*", "dvclive": "out/dvclive/plots/metrics/eval/loss.tsv",
+    "swanlab": "swanlog/**/*.swanlab",
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OFFLINE)
+def test_a_tracker_takes_a_run(command, text_file, tmp_path, name):
+    """Where it is installed; `pip install` of its name does."""
+    pytest.importorskip(name)
+    (tmp_path / "home").mkdir()
+    environment = {
+        "HOME": str(tmp_path / "home"), "TRACKIO_DIR": str(tmp_path / "trackio"), "COMET_OFFLINE_DIRECTORY": "comet",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db", **OFFLINE[name],
+    }  # fmt: skip
+    flags = "--max_train_steps 4 --eval_steps 2 --logging_steps 2 --sample_steps 2 --output_dir out".split()
+    done = command(
+        "run_clm.py",
+        "--train_file",
+        str(text_file),
+        *TINY,
+        *flags,
+        "--report_to",
+        name,
+        environment=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not [line for line in done.stderr.splitlines() if line.startswith("warning: ")], done.stderr
+    assert [path for path in tmp_path.glob(LEFT[name]) if path.is_file() and path.stat().st_size]
