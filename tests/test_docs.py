@@ -31,7 +31,7 @@ RUN_HERE = {
     "python -m stylegen.export out/quickstart plain": [],
     "python run_clm.py configs/finetune_lora.yaml --train_file mine.txt --output_dir out/adapter": ON_OURS,
     'python generate.py out/adapter --prompt "ROMEO"': FEW,
-    "python -m stylegen.export out/adapter plain": ["--overwrite_output"],
+    "python -m stylegen.export out/adapter plain": [],
     "python -m stylegen.report out/quickstart": [],
     "python -m stylegen.report out/adamw out/muon": [],
     "python generate.py out/quickstart --num_return_sequences 100 --output texts.jsonl": [*FEW, "--overwrite_output"],
@@ -51,6 +51,8 @@ RUN_ELSEWHERE = {
         README + "test_training_from_scratch_under_the_launcher",
     "sbatch configs/slurm/train.sbatch configs/scratch_gpt2_small.yaml --train_file texts/ --output_dir out/gpt2":
         "test_slurm.py, with another preset",
+    "accelerate launch --config_file configs/accelerate/single_gpu.yaml run_clm.py configs/finetune_gpt2.yaml --train_file mine.txt --output_dir out/tuned":
+        "needs a GPU and the network",
     "python -m stylegen.plan configs/scratch_gpt2_small.yaml --gpus 16 --gpu h100": "test_plan.py",
     'python generate.py out/quickstart --prompt "ROMEO" --seed 1': README + "test_writing",
     'python generate.py out/mine out/adapter --prompt "ROMEO" "To be" --compare out/compare.html':
@@ -128,6 +130,8 @@ def test_the_commands_of_the_docs_run(tmp_path):
     for name in ("start", "run", "adamw", "muon"):
         shutil.copytree(tmp_path / "out/quickstart", tmp_path / "out" / name)
     for command, further in RUN_HERE.items():
+        if "stylegen.export" in command:
+            shutil.rmtree(tmp_path / "plain", ignore_errors=True)  # of the page before
         words = shlex.split(command)
         variables = dict(word.split("=", 1) for word in words if re.match(r"[A-Z_]+=", word))
         words = [ACCELERATE if word == "accelerate" else word for word in words[len(variables) :]]
