@@ -2,6 +2,7 @@
 
 # ruff: noqa: E501  a table of commands
 
+import dataclasses
 import json
 import re
 import shlex
@@ -10,6 +11,10 @@ from pathlib import Path
 
 import pytest
 from conftest import ACCELERATE, ROOT, make_text
+
+from stylegen.config import ExportArguments, GenerateArguments, StyleArguments, TrainArguments
+
+ARGUMENTS = (TrainArguments, GenerateArguments, StyleArguments, ExportArguments)
 
 SMALL = ("--max_train_steps 2 --vocab_size 300 --block_size 32 --cache_dir cache --style_steps never "
          "--config_overrides n_layer=1,n_head=2,n_embd=32").split()  # fmt: skip
@@ -110,6 +115,15 @@ def test_the_tests_that_are_named_exist(place):
     file, _, name = place.partition("::")
     text = (ROOT / "tests" / re.split(r"[,; ]", file)[0]).read_text()
     assert not name or f"def {name}(" in text
+
+
+def test_every_flag_that_a_page_names_exists():
+    """In a right-hand column of migrating.md: the flags of ours that stand for theirs."""
+    known = {field.name for cls in ARGUMENTS for field in dataclasses.fields(cls)}
+    page = (ROOT / "docs" / "migrating.md").read_text(encoding="utf-8")
+    ours = [line.rsplit(" | ", 1)[1] for line in page.splitlines() if line.startswith("| ")]
+    flags = {flag for cell in ours for flag in re.findall(r"--([a-z][a-z_0-9]+)", cell)}
+    assert len(flags) > 40 and flags - known == set()
 
 
 @pytest.mark.slow
