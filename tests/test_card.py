@@ -154,7 +154,7 @@ def test_the_card_says_how_good_the_model_is_and_how_it_was_made(finished):
     assert facts["Optimizer"] == (
         "adamw, learning rate 0.01, schedule linear, weight decay 0.0, gradients clipped to 1.0, seed 42"
     )
-    assert facts["Precision"] == "weights float32" and facts["Hardware"] == "1 process, cpu"
+    assert facts["Precision"] == "weights float32" and facts["Hardware"] == "1 process on cpu"
     assert "As given by who trained the model: cc-by-4.0." in card.text
 
 

@@ -13,6 +13,7 @@ from conftest import ROOT
 from stylegen.config import (
     ExportArguments,
     GenerateArguments,
+    ReportArguments,
     StyleArguments,
     TrainArguments,
     UsageError,
@@ -64,7 +65,7 @@ def test_every_field_is_read_somewhere():
         )
         + (ROOT / "stylegen/config/checks.py").read_text()
     )
-    for cls in (TrainArguments, GenerateArguments, ExportArguments, StyleArguments):
+    for cls in (TrainArguments, GenerateArguments, ExportArguments, StyleArguments, ReportArguments):
         unread = [
             f.name for f in dataclasses.fields(cls) if not re.search(rf"(arguments|source)\.{f.name}\b", code)
         ]

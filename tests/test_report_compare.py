@@ -184,7 +184,7 @@ def test_a_run_without_metrics_leaves_the_others_their_pages(two, make_run, caps
 
 def test_an_unknown_flag_is_refused(two, capsys):
     assert main([str(two[0]), "--colour"]) == 2
-    assert capsys.readouterr().err.startswith("error: --colour is no flag of this command; python -m")
+    assert capsys.readouterr().err.startswith("error: unknown flag --colour")
 
 
 # --- what is copied

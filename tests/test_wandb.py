@@ -1,6 +1,7 @@
 """A run on wandb, by the real client: read back from its own files, or from a stand-in for the service."""
 
 import contextlib
+import dataclasses
 import io
 import itertools
 import json
@@ -27,7 +28,7 @@ from wandb_files import (
 )
 from wandb_server import KEY, WandbServer
 
-from stylegen.config import TrainArguments, UsageError, check_arguments, trial_of_sweep
+from stylegen.config import TrainArguments, UsageError, check_arguments, parse_arguments, trial_of_sweep
 from stylegen.metrics import best_evaluation
 from stylegen.tracking import AXIS, Sample
 from stylegen.tracking.samples import read_samples
@@ -284,8 +285,11 @@ def test_a_run_that_failed_is_shown_as_failed(command, text_file, tmp_path):
     assert result.returncode == 1 and "error: 2 steps in a row" in result.stderr
     (records,) = offline_runs(tmp_path / "wandb")
     assert [record.exit.exit_code for record in records if record.HasField("exit")] == [1]
-    titles = [(title, level) for title, level, _ in alerts_of(records)]
-    assert titles == [("Not a finite number", "WARN"), ("out has failed", "ERROR")]
+    first, second = alerts_of(records)
+    assert first[:2] == ("Not a finite number", "WARN") and second[:2] == ("out has failed", "ERROR")
+    assert second[2] == "after step 3, with FloatingPointError; its log says why"
+    told = json.dumps([first, second])  # neither the training text nor a folder, which the error has both
+    assert "document" in result.stderr and "document" not in told and str(tmp_path) not in told
 
 
 # --- a server, and none
@@ -301,6 +305,27 @@ def values_of(rows: list[dict]) -> list[dict]:
         for row in rows
         if "samples" not in row and "figures/loss" not in row
     ]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs" / "wandb").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_a_sweep_names_what_there_is(path):
+    """Its flags and parameters are ours, and its files are there."""
+    sweep, known = (
+        yaml.safe_load(path.read_text()),
+        {field.name for field in dataclasses.fields(TrainArguments)},
+    )
+    assert set(sweep["parameters"]) <= known and sweep["program"] == "run_clm.py"
+    command = sweep["command"]
+    ours = command[command.index("${program}") + 1 :]
+    parse_arguments(
+        TrainArguments, [word for word in ours if word != "${args}"], positional="preset", usage=""
+    )
+    for name, values in sweep["parameters"].items():
+        for value in values["values"]:
+            parse_arguments(TrainArguments, [f"--{name}={value}"], positional="preset", usage="")
+    assert all((ROOT / word).is_file() for word in command if word.startswith("configs/"))
 
 
 @pytest.mark.slow

@@ -139,6 +139,25 @@ class StyleArguments(StyleOptions):
 
 
 @dataclass(kw_only=True)
+class ReportOptions:
+    """W&B Report"""
+
+    run_dirs: list[str] = arg([], "the run directories")
+    wandb: bool = arg(False, "publish a W&B Report too, or update it")
+    entity: str | None = arg(None, "user or team that it belongs to (default: WANDB_ENTITY, else your own)")
+    project: str | None = arg(None, "project of it (default: WANDB_PROJECT, else that of the runs)")
+    dry_run: str | None = arg(None, "write it into this JSON file, send nothing")
+    debug: bool = arg(False, "show where in the code an error came from")
+
+
+@dataclass(kw_only=True)
+class ReportArguments(ReportOptions):
+    """All arguments of `python -m stylegen.report`."""
+
+    GROUPS = (ReportOptions,)
+
+
+@dataclass(kw_only=True)
 class TokenizerOutputArguments:
     """Text and output"""
 

@@ -3,29 +3,46 @@
 Several runs are also laid over each other on a page of their own.
 """
 
-import argparse
 import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from stylegen.config import UsageError, run_command
+from stylegen.config import ReportArguments, UsageError, parse_arguments, run_command
 from stylegen.report import RunRecord, compare_runs, write_report
 
-USAGE = "python -m stylegen.report RUN_DIR [RUN_DIR ...]"
+COMMAND = "python -m stylegen.report RUN_DIR [RUN_DIR ...]"
+USAGE = f"""{COMMAND} [--flag value ...]
+
+Write report.md, report.html and the model card of runs, and of several a page that lays them over each other."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command; returns its exit code (0 done, 2 a usage error)."""
     return run_command(_report, argv)
 
 
 def _report(argv: list[str]) -> None:
-    arguments = _parse(argv)
-    run_dirs = arguments.run_dirs
+    if not argv or (argv[0].startswith("--") and not {"--help", "--version"} & set(argv)):
+        raise UsageError(f"which run? {COMMAND}")
+    arguments = parse_arguments(ReportArguments, argv, positional="run_dirs", usage=USAGE)
+    for name in ("entity", "project", "dry_run"):
+        if getattr(arguments, name) is not None and not arguments.wandb:
+            raise UsageError(f"--{name} is about the W&B Report; give --wandb too, or leave it out")
+    run_dirs = list({path.resolve(): path for path in map(Path, arguments.run_dirs)}.values())  # each once
+    _write_pages(run_dirs)
+    if arguments.wandb:
+        from stylegen.report.workspace import publish  # here, for wandb takes long to import
+
+        records = [RunRecord.read(run_dir) for run_dir in run_dirs]
+        dry_run = Path(arguments.dry_run) if arguments.dry_run else None
+        print(publish(records, entity=arguments.entity, project=arguments.project, dry_run=dry_run))
+
+
+def _write_pages(run_dirs: list[Path]) -> None:
+    """Raises UsageError for those that have nothing to report yet; the others have their pages then."""
     written, refused = [], []
-    for run_dir in run_dirs:  # one that has nothing to report yet takes no page from the others
+    for run_dir in run_dirs:
         try:
             write_report(run_dir)
         except UsageError as error:
@@ -43,46 +60,6 @@ def _report(argv: list[str]) -> None:
         print(page.with_suffix(".png"))
     if refused:
         raise UsageError("; ".join(refused))
-    if arguments.wandb:
-        from stylegen.report.workspace import publish  # here, for wandb takes long to import
-
-        records = [RunRecord.read(run_dir) for run_dir in run_dirs]
-        place = {"entity": arguments.entity, "project": arguments.project}
-        print(publish(records, **place, dry_run=arguments.dry_run))
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; {USAGE}")
-
-
-def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = _Parser(prog="python -m stylegen.report", description=__doc__, allow_abbrev=False)
-    parser.add_argument("run_dirs", nargs="*", type=Path, metavar="RUN_DIR", help="what a training has left")
-    parser.add_argument("--wandb", action="store_true", help="publish a W&B Report too, or update it")
-    parser.add_argument("--entity", help="of the W&B Report (default: WANDB_ENTITY, else your own)")
-    parser.add_argument("--project", help="of the W&B Report (default: WANDB_PROJECT, else that of the runs)")
-    parser.add_argument(
-        "--dry_run",
-        "--dry-run",
-        type=Path,
-        metavar="FILE.json",
-        help="write the W&B Report there, send nothing",
-    )
-    parser.add_argument("--debug", action="store_true", help="show where in the code an error came from")
-    arguments, unknown = parser.parse_known_args(argv)
-    if not arguments.run_dirs:
-        raise UsageError(f"which run? {USAGE}")
-    if unknown:
-        raise UsageError(f"{unknown[0]} is no flag of this command; {USAGE}")
-    for name in ("entity", "project", "dry_run"):
-        if getattr(arguments, name) is not None and not arguments.wandb:
-            raise UsageError(f"--{name} is about the W&B Report; give --wandb too, or leave it out")
-    first: dict[Path, Path] = {}
-    for path in arguments.run_dirs:  # one given twice is one run
-        first.setdefault(path.resolve(), path)
-    arguments.run_dirs = list(first.values())
-    return arguments
 
 
 if __name__ == "__main__":

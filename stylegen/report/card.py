@@ -17,9 +17,11 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from stylegen.config import SHAKESPEARE
 from stylegen.config.privacy import for_trackers
+from stylegen.report.differences import ELSEWHERE
+from stylegen.report.markdown import code, escaped
 from stylegen.report.record import Row, RunRecord
 from stylegen.report.templates import TEMPLATES
-from stylegen.report.words import got_worse, style_in_words
+from stylegen.report.words import got_worse, hardware_in_words, software_in_words, style_in_words
 from stylegen.tracking import AXIS, Sample
 
 FIGURE = "figures/loss.png"  # that the card shows
@@ -32,11 +34,6 @@ METRICS = (
     ("eval/bits_per_byte", "bits_per_byte", "Bits per byte"),
 )
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
-# Arguments that say where things lie and go to; they change nothing in the model.
-ELSEWHERE = (
-    "output_dir", "cache_dir", "run_name", "project", "group", "report_to", "wandb_log_model", "push_to_hub",
-    "hub_model_id", "hub_private_repo", "data_license", "debug",
-)  # fmt: skip
 
 
 def write_card(record: RunRecord, repository: str | None = None) -> None:
@@ -120,11 +117,11 @@ def _values(record: RunRecord, repository: str | None) -> dict[str, Any]:
     preset = {name: value for name, value in settings.items() if name not in ELSEWHERE}
     return {
         "metadata": metadata(record).to_yaml(),
-        "title": _plain(record.name),
+        "title": escaped(record.name),
         "is_adapter": is_adapter(record),
-        "base": _code(settings["model_name_or_path"]) if settings.get("model_name_or_path") else None,
+        "base": code(settings["model_name_or_path"]) if settings.get("model_name_or_path") else None,
         "is_base_on_hub": base_on_hub(record) is not None,
-        "architecture": _plain(str(_architecture(record) or settings.get("config_name") or "language")),
+        "architecture": escaped(str(_architecture(record) or settings.get("config_name") or "language")),
         "parameters": environment.get("parameters"),
         "trained_parameters": environment.get("trained_parameters"),
         "start": record.start,
@@ -132,16 +129,15 @@ def _values(record: RunRecord, repository: str | None) -> dict[str, Any]:
         "is_worse": got_worse(record),
         "style": style_in_words([row for row in record.rows if not best or row[AXIS] <= best[AXIS]]),
         "figure": FIGURE if (record.directory / FIGURE).is_file() else None,
-        "code": _code_to_write(
+        "code": _lines_to_write(
             record, repository or record.settings.get("hub_model_id") or record.name, sample
         ),
-        "sample": sample and {"step": sample.step, "header": _plain(sample.header), "text": _texts(sample)},
+        "sample": sample and {"step": sample.step, "header": escaped(sample.header), "text": _texts(sample)},
         "facts": _facts(record, settings),
-        "licence": _plain(str(licence)).rstrip(".") if licence else None,
+        "licence": escaped(str(licence)).rstrip(".") if licence else None,
         "preset": yaml.safe_dump(preset, sort_keys=False, allow_unicode=True),
         "command": f"python run_clm.py preset.yaml --output_dir {shlex.quote(f'out/{record.name}')}",
         "commit": environment.get("git_commit"),
-        "fence": _fence,
     }
 
 
@@ -158,7 +154,7 @@ def _texts(sample: Sample) -> str:
     return texts if len(texts) <= MOST_CHARACTERS else f"{texts[:MOST_CHARACTERS]}…"
 
 
-def _code_to_write(record: RunRecord, name: str, sample: Sample | None) -> dict[str, str | int]:
+def _lines_to_write(record: RunRecord, name: str, sample: Sample | None) -> dict[str, str | int]:
     """What the lines of Python need that write with the model: they fit its context, and begin as its samples do."""
     words = "".join((sample.texts if sample else [""])[:1]).split()
     prompt = next((prompt for prompt in (sample.prompts if sample else ()) if prompt.strip()), "")
@@ -188,9 +184,9 @@ def _facts(record: RunRecord, settings: dict[str, Any]) -> list[tuple[str, str]]
         ("Optimizer", _optimizer(settings)),
         ("Adapter", _adapter(settings)),
         ("Precision", _precision(record.environment, settings)),
-        ("Hardware", _hardware(record.environment)),
+        ("Hardware", escaped(hardware_in_words(record.environment))),
         ("Time", _time(record.rows)),
-        ("Software", _software(record.environment)),
+        ("Software", escaped(software_in_words(record.environment))),
     ]
     return [(what, words) for what, words in told if words]
 
@@ -201,16 +197,16 @@ def _text(settings: dict[str, Any]) -> str:
         named = [settings["dataset_name"], settings.get("dataset_config_name")]
     files = [settings.get("validation_prompt_file"), settings.get("validation_completion_file")]
     apart = settings.get("validation_file") or [name for name in files if name]
-    words = ", ".join(_code(str(name)) for name in named if name)
+    words = ", ".join(code(str(name)) for name in named if name)
     if apart and words:
-        return f"{words}; evaluated on {', '.join(_code(str(name)) for name in apart)}"
+        return f"{words}; evaluated on {', '.join(code(str(name)) for name in apart)}"
     part = settings.get("validation_split_percentage")
     return f"{words}; {part:g} % of it were kept apart for the evaluation" if part and words else words
 
 
 def _tokenizer(settings: dict[str, Any]) -> str:
     if settings.get("tokenizer_name"):
-        return f"that of {_code(settings['tokenizer_name'])}"
+        return f"that of {code(settings['tokenizer_name'])}"
     if not settings.get("train_tokenizer"):
         return "that of the base model"
     words = f" of {settings['vocab_size']:,} words" if settings.get("vocab_size") else ""
@@ -241,7 +237,7 @@ def _optimizer(settings: dict[str, Any]) -> str:
         *([f"gradients clipped to {clip}"] if clip else []),
         f"seed {settings.get('seed')}",
     ]
-    return _plain(", ".join(parts))
+    return escaped(", ".join(parts))
 
 
 def _adapter(settings: dict[str, Any]) -> str:
@@ -250,19 +246,13 @@ def _adapter(settings: dict[str, Any]) -> str:
     layers = ", ".join(settings.get("lora_target_modules") or ["all linear ones but the output"])
     alpha = settings.get("lora_alpha") or 2 * settings["lora_r"]
     merged = "; merged into the model" if settings.get("merge_lora") else ""
-    return _plain(f"LoRA of rank {settings['lora_r']}, alpha {alpha:g}, layers: {layers}{merged}")
+    return escaped(f"LoRA of rank {settings['lora_r']}, alpha {alpha:g}, layers: {layers}{merged}")
 
 
 def _precision(environment: dict[str, Any], settings: dict[str, Any]) -> str:
     mixed = environment.get("mixed_precision") or settings.get("mixed_precision")
     weights = settings.get("dtype")
     return f"weights {weights}" + (f", products in {mixed}" if mixed in ("bf16", "fp16") else "")
-
-
-def _hardware(environment: dict[str, Any]) -> str:
-    count = environment.get("world_size", 1)
-    device = _plain(str(environment["device"])) if "device" in environment else ""
-    return f"{count} process{'es' if count != 1 else ''}, {device}" if device else ""
 
 
 def _time(rows: list[Row]) -> str:
@@ -277,30 +267,3 @@ def _time(rows: list[Row]) -> str:
     units = ((3600, "hours"), (60, "minutes"), (1, "seconds"))
     size, unit = next((size, unit) for size, unit in units if seconds >= 2 * size or size == 1)
     return f"{seconds / size:.{int(size == 3600)}f} {unit} of steps, {tokens / seconds:,.0f} tokens a second"
-
-
-def _software(environment: dict[str, Any]) -> str:
-    named = {"stylegen": environment.get("stylegen"), "Python": environment.get("python")}
-    versions = {**named, **environment.get("packages", {})}
-    return _plain(", ".join(f"{name} {version}" for name, version in versions.items() if version))
-
-
-# --- text of others in Markdown
-
-
-def _plain(text: str) -> str:
-    """As it reads, on one line: nothing in it is Markdown or HTML."""
-    return re.sub(r"([\\`*_\[\]<>|#~&])", r"\\\1", " ".join(text.split()))
-
-
-def _code(text: str) -> str:
-    """As code in a line."""
-    line = " ".join(text.split())
-    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
-    space = " " if line.startswith("`") or line.endswith("`") else ""
-    return f"{fence}{space}{line}{space}{fence}"
-
-
-def _fence(text: str) -> str:
-    """What a block of code begins and ends with: longer than any run of backticks in it."""
-    return "`" * (1 + max(map(len, re.findall("`+", f"``{text}"))))

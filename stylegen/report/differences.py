@@ -6,19 +6,23 @@ from collections.abc import Sequence
 from typing import Any
 
 Settings = dict[str, Any]
-# Arguments that say where a run lies, where its model goes and what it is called, and change nothing in it.
-NAMES = ("output_dir", "run_name", "cache_dir", "push_to_hub", "hub_model_id")
+# Arguments that say where a run lies, where it is told of, where its model goes and what it is called: they change
+# nothing in it.
+ELSEWHERE = (
+    "output_dir", "cache_dir", "run_name", "project", "group", "report_to", "wandb_log_model", "push_to_hub",
+    "hub_model_id", "hub_private_repo", "data_license", "debug",
+)  # fmt: skip
 
 
 def differing(settings: Sequence[Settings]) -> list[str]:
     """The arguments that are not the same in all runs, in the order of their presets."""
-    names = dict.fromkeys(name for each in settings for name in each if name not in NAMES)
+    names = dict.fromkeys(name for each in settings for name in each if name not in ELSEWHERE)
     return [name for name in names if any(each.get(name) != settings[0].get(name) for each in settings)]
 
 
 def shared(settings: Sequence[Settings]) -> Settings:
     """The arguments that are the same in all runs."""
-    apart = {*differing(settings), *NAMES}
+    apart = {*differing(settings), *ELSEWHERE}
     return {name: value for name, value in settings[0].items() if name not in apart}
 
 

@@ -19,8 +19,10 @@ from stylegen.report.templates import TEMPLATES
 from stylegen.report.words import (
     best_in_words,
     got_worse,
+    hardware_in_words,
     losses_in_words,
     sentence,
+    software_in_words,
     speed_in_words,
     style_in_words,
 )
@@ -83,17 +85,6 @@ def reproduction(record: RunRecord) -> str:
     return "\n".join([*lines, f"python run_clm.py {preset} --output_dir {again}"])
 
 
-def versions(environment: dict[str, Any]) -> str:
-    """What it ran with, in a line; empty if nothing tells."""
-    packages = environment.get("packages")
-    named = {"Python": environment.get("python"), "stylegen": environment.get("stylegen")}
-    named |= packages if isinstance(packages, dict) else {}
-    parts = [f"{name} {version}" for name, version in named.items() if version]
-    processes = environment.get("world_size")
-    where = f"{processes} process{'es' if processes != 1 else ''} on {environment.get('device')}"
-    return ", ".join([*parts, *([where] if processes else [])])
-
-
 def _page_values(record: RunRecord, marks: Marks | None) -> dict[str, Any]:
     end, strips = record.rows[-1], learning(record, marks) if marks else []
     worse = "No evaluation after training began was better than the one before it."
@@ -114,7 +105,9 @@ def _page_values(record: RunRecord, marks: Marks | None) -> dict[str, Any]:
         "marks": marks.note if marks else "",
         "passages": copied_passages(strips),
         "reproduction": reproduction(record),
-        "versions": versions(record.environment),
+        "versions": ", ".join(
+            filter(None, (software_in_words(record.environment), hardware_in_words(record.environment)))
+        ),
         "settings_yaml": yaml.safe_dump(record.settings, sort_keys=False, allow_unicode=True),
         "environment": record.environment,
     }

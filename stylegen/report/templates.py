@@ -1,18 +1,8 @@
-"""The pages' templates, of the folder stylegen/templates, and what keeps text of others in its place in Markdown."""
-
-import re
+"""The pages' templates, of the folder stylegen/templates."""
 
 import jinja2
 
-from stylegen.report.workspace_words import escaped
-
-
-def fenced(text: str, language: str = "") -> str:
-    """A block of Markdown around text of others: its fence is longer than any in the text."""
-    fence = "`" * (1 + max(map(len, re.findall("`+", f"``{text}"))))
-    end = "" if text.endswith("\n") else "\n"
-    return f"{fence}{language}\n{text}{end}{fence}"
-
+from stylegen.report.markdown import escaped, fenced
 
 TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("stylegen"),

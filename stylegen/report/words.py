@@ -152,3 +152,17 @@ def _memorizing(rows: list[dict[str, Any]], measured: list[dict[str, Any]], auth
                 f"model kept is that of step {step}"
             ]
     return []
+
+
+def software_in_words(environment: dict[str, Any]) -> str:
+    """The versions that a run had; empty if nothing tells."""
+    packages = environment.get("packages")
+    named = {"Python": environment.get("python"), "stylegen": environment.get("stylegen")}
+    named |= packages if isinstance(packages, dict) else {}
+    return ", ".join(f"{name} {version}" for name, version in named.items() if version)
+
+
+def hardware_in_words(environment: dict[str, Any]) -> str:
+    """How many processes a run had, and on what; empty if nothing tells."""
+    processes, device = environment.get("world_size"), environment.get("device")
+    return f"{processes} process{'es' if processes != 1 else ''} on {device}" if processes and device else ""

@@ -10,12 +10,12 @@ import wandb_workspaces.reports.v2 as wr
 import yaml
 
 from stylegen.report.differences import as_flags, as_text, differing, repetitions, shared
-from stylegen.report.pages import versions
+from stylegen.report.markdown import escaped
+from stylegen.report.words import hardware_in_words, software_in_words
 from stylegen.report.workspace_words import (
     EPOCH,
     TOKENS,
     Entry,
-    escaped,
     evaluations_table,
     headline,
     in_words,
@@ -257,5 +257,9 @@ def _environments(entries: list[Entry]) -> list[str]:
 
 def _environment(environment: dict[str, Any]) -> str:
     told = {"commit": environment.get("git_commit"), "precision": environment.get("mixed_precision")}
-    parts = [versions(environment), *(f"{name} {value}" for name, value in told.items() if value)]
+    parts = [
+        software_in_words(environment),
+        hardware_in_words(environment),
+        *(f"{name} {value}" for name, value in told.items() if value),
+    ]
     return ", ".join(filter(None, parts)) or "the versions are not known, for want of an environment.json"

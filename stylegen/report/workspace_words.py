@@ -1,7 +1,6 @@
 """The words and tables of a W&B Report, from the run directories: they stand there even where no panel loads."""
 
 import math
-import re
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Any
 
 from stylegen.config.privacy import for_trackers
 from stylegen.report.differences import as_text
+from stylegen.report.markdown import escaped
 from stylegen.report.record import Row, RunRecord
 from stylegen.report.tables import shown
 from stylegen.report.words import got_worse, speed_in_words, style_in_words
@@ -142,11 +142,6 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     """A table in Markdown, text in the first column and numbers in the others."""
     ruler = ["---", *["--:"] * (len(head) - 1)]
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ruler, *rows))
-
-
-def escaped(text: str) -> str:
-    """Text of others for a cell of a table."""
-    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", " ".join(text.split()))
 
 
 def _median(values: list[float]) -> float | None:

@@ -66,15 +66,13 @@ class WandbRun(Service):
         for axis, values in ((None, AXIS), (AXIS, TOKENS), (AXIS, "*")):
             self.tracker.define_metric(values, step_metric=axis)
         log = run_dir / "metrics.jsonl"
-        rows = read_metrics(log) if log.is_file() else []
+        rows = [row for row in (read_metrics(log) if log.is_file() else []) if row[AXIS] <= first_step]
         self._best = best_evaluation(rows)
         self._samples = [sample for sample in read_samples(run_dir) if sample.step <= first_step]
-        if (
-            was_killed and self.tracker.offline
-        ):  # it writes its file in large pieces, and the last one went with it
+        if was_killed and self.tracker.offline:
+            # It writes its file in large pieces, and the last one went with it.
             for row in rows:
-                if row[AXIS] <= first_step:
-                    self.tracker.log(row)
+                self.tracker.log(row)
 
     def log(self, row: dict[str, Any]) -> None:
         self.tracker.log(row)

@@ -62,12 +62,12 @@ def note_skipped(
     blocks = _examine(run, indices, epoch, loss_sum)
     cause = _cause(blocks, grad_norm)
     if in_a_row <= allowed:
-        words = (
-            f"step {state.step} is skipped, {cause}; the weights stay as they were; {state.skipped_steps} skipped so "
-            f"far, {in_a_row} in a row"
+        count = f"{state.skipped_steps} skipped so far, {in_a_row} in a row"
+        logger.warning(
+            f"warning: step {state.step} is skipped, {cause}; the weights stay as they were; {count}"
         )
-        logger.warning(f"warning: {words}")
-        run.tracker.alert("Not a finite number", words)
+        # The training text, which the cause quotes, stays here.
+        run.tracker.alert("Not a finite number", f"step {state.step} is skipped; {count}")
         return
     sick = sum(not block.is_finite for block in blocks)
     spoilt = sick == len(blocks)  # the weights more likely than all of the text

@@ -9,7 +9,7 @@ import json
 from dataclasses import asdict
 
 from stylegen.blocks.ahead import TextAhead
-from stylegen.config import RunError, TrainArguments, first_line, leave
+from stylegen.config import RunError, TrainArguments, leave
 from stylegen.config.privacy import listed_environment
 from stylegen.corpus import Source
 from stylegen.runtime import logger
@@ -46,15 +46,17 @@ def train(
         else:
             _start_trackers(run)
             reason = loop(run, state)
-            _tell_end(run, state, reason)
         outcome = PREEMPTED if reason else FINISHED
         if reason is None:
             promote(run, state)
         if run.accelerator.is_main_process:
             finish(run, state, reason)
+        _tell_end(run, state, reason)
         run.accelerator.wait_for_everyone()
     except Exception as error:
-        run.tracker.alert(f"{run.arguments.run_name} has failed"[:MOST_TITLE], first_line(error), "ERROR")
+        # What an error says may quote the training text, or name folders, and stays here.
+        text = f"after step {state.step}, with {type(error).__name__}; its log says why"
+        run.tracker.alert(f"{run.arguments.run_name} has failed"[:MOST_TITLE], text, "ERROR")
         raise
     finally:
         run.watchdog.stop()
@@ -150,7 +152,11 @@ def take_turn(run: Run, state: State) -> bool:
 
 def _tell_end(run: Run, state: State, reason: str | None) -> None:
     """Alert whoever follows the run elsewhere that it has ended, or will go on later."""
-    best = f"best validation loss {state.best_loss:.4f} at step {state.best_step}" if state.best_loss else ""
+    best = (
+        ""
+        if state.best_loss is None
+        else f"best validation loss {state.best_loss:.4f} at step {state.best_step}"
+    )
     if reason:
         title, text = "was stopped, and can go on", f"by {reason} after step {state.step}; {best}"
     else:
