@@ -3,6 +3,7 @@
 import contextlib
 import html.parser
 import io
+import itertools
 import json
 import os
 import pty
@@ -74,6 +75,7 @@ def in_a_child(*arguments: str) -> None:
     """The command in a fork of this process, which saves the seconds that its imports take."""
     code = 1
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs the tests may ignore it
         sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
         code = main([*arguments, *EXACT])
         sys.stdout.flush()
@@ -269,6 +271,25 @@ def test_endless_samples_end_cleanly(write, folders, number, suffix):
     if suffix == "jsonl":
         write("--num_samples", str(count), "--max_new_tokens", "5", "--output", "counted.jsonl")
         assert Path("counted.jsonl").read_text() == content  # the same texts as with an end
+
+
+@pytest.mark.parametrize("moment", ["write", "flush"])
+def test_a_row_that_a_signal_comes_into_is_whole_and_counted(write, folders, moment):
+    child = os.fork()
+    if not child:
+        os.dup2(os.open("log", os.O_WRONLY | os.O_CREAT), 2)
+        calls = itertools.count(1)
+
+        def stop(frame, event, function):
+            of_rows = frame.f_code.co_filename.endswith("generate/output.py") and event == "c_return"
+            if of_rows and function.__name__ == moment and next(calls) == 3:
+                signal.raise_signal(signal.SIGTERM)
+
+        sys.setprofile(stop)
+        in_a_child(str(folders[0]), "--num_samples", "inf", "--max_new_tokens", "5", "--output", "a.jsonl")
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert [json.loads(line)["number"] for line in Path("a.jsonl").read_text().splitlines()] == [0, 1, 2]
+    assert Path("log").read_text() == "stopped: a.jsonl has 3 texts\n"
 
 
 @pytest.mark.slow

@@ -27,6 +27,28 @@ class _Progress:
     size: int = 0
 
 
+class _RowGuard:
+    """Signals that interrupt, but for what is done `with` this one: they wait for its end.
+
+    A row and its number go together: interrupted between them, the command would tell one text less than it wrote.
+    """
+
+    is_held = is_asked = False
+
+    def on_signal(self, number: int, frame: Any) -> None:
+        self.is_asked = True
+        if not self.is_held:
+            raise KeyboardInterrupt
+
+    def __enter__(self) -> None:
+        self.is_held = True
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        self.is_held = False
+        if self.is_asked and kind is None:
+            raise KeyboardInterrupt
+
+
 def write_output(plan: Plan) -> None:
     """Write what the file `output` lacks. Raises UsageError for a file of another command.
 
@@ -40,17 +62,18 @@ def write_output(plan: Plan) -> None:
         print(f"{path} {state} {progress.texts:,} texts", file=sys.stderr)
     if progress.texts == plan.total and processes.world_size() == 1:
         return
-    endless, handler = plan.total == math.inf, signal.getsignal(signal.SIGTERM)
-    if endless:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    endless, guard = plan.total == math.inf, _RowGuard()
+    ends = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+    handlers = {number: signal.signal(number, guard.on_signal) for number in ends if endless}
     try:
-        _append(path, plan, progress)
+        _append(path, plan, progress, guard)
     except KeyboardInterrupt:
         if not endless:
             raise
         print(f"stopped: {path} has {progress.texts:,} texts", file=sys.stderr)
     finally:
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _find_progress(path: Path, plan: Plan) -> _Progress:
@@ -93,7 +116,7 @@ def _difference(line: bytes, expected: Row | None) -> str | None:
     return None
 
 
-def _append(path: Path, plan: Plan, progress: _Progress) -> None:
+def _append(path: Path, plan: Plan, progress: _Progress, guard: _RowGuard) -> None:
     """Load the model, and write what is missing. A collective."""
     from stylegen.generate.writer import Writer
 
@@ -118,9 +141,10 @@ def _append(path: Path, plan: Plan, progress: _Progress) -> None:
             for row in rows:
                 in_words = plan.heading(row, progress.texts) + row["text"]
                 text = in_words if path.suffix == ".txt" else json.dumps(row, ensure_ascii=False)
-                file.write(f"{text}\n".encode())
-                file.flush()
-                progress.texts += 1
+                with guard:
+                    file.write(f"{text}\n".encode())
+                    file.flush()
+                    progress.texts += 1
     for _ in rows:  # the other processes take part
         pass
 
