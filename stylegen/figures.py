@@ -28,8 +28,8 @@ def draw_figures(rows: Rows, folder: Path) -> list[Path]:
         paths.append(_loss_by_step(training, evaluations, folder / "loss_steps.png"))
     if accurate := [row for row in evaluations if "eval/accuracy" in row]:
         paths.append(_accuracy(accurate, folder / "accuracy.png"))
-    if training:
-        paths.append(_learning_rate(training, folder / "learning_rate.png"))
+    if rates := [row for row in training if "train/learning_rate" in row]:
+        paths.append(_learning_rate(rates, folder / "learning_rate.png"))
     return paths
 
 

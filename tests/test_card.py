@@ -134,10 +134,14 @@ def test_the_card_says_how_good_the_model_is_and_how_it_was_made(finished):
     start, best, _ = evaluations(finished)
     rows = [line.strip("| ").split(" | ") for line in card.text.splitlines() if line.startswith("|")]
     assert rows[2:] == [
-        ["validation loss (nats per token)", f"{start['eval/loss']:.4f}", f"{best['eval/loss']:.4f}"],
-        ["accuracy", f"{100 * start['eval/accuracy']:.2f} %", f"{100 * best['eval/accuracy']:.2f} %"],
-        ["perplexity", f"{start['eval/perplexity']:.2f}", f"{best['eval/perplexity']:.2f}"],
-        ["bits per byte", f"{start['eval/bits_per_byte']:.4f}", f"{best['eval/bits_per_byte']:.4f}"],
+        ["Validation loss (nats per token)", f"{start['eval/loss']:.4f}", f"{best['eval/loss']:.4f}"],
+        [
+            "Share of next tokens that are right",
+            f"{start['eval/accuracy']:.2%}",
+            f"{best['eval/accuracy']:.2%}",
+        ],
+        ["Perplexity", f"{start['eval/perplexity']:.2f}", f"{best['eval/perplexity']:.2f}"],
+        ["Bits per byte", f"{start['eval/bits_per_byte']:.4f}", f"{best['eval/bits_per_byte']:.4f}"],
     ]
     assert "A gpt2 model trained from scratch with stylegen." in card.text
     assert "![Training and validation loss by epoch](figures/loss.png)" in card.text

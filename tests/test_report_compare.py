@@ -12,14 +12,16 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT, make_text
+from huggingface_hub import ModelCard
 from test_report import HOSTILE, Page, evaluation_row, tables, write_metrics
 
-from stylegen.report import compare_runs, marks, write_report
+from stylegen.report import compare_runs, marks, summarize, write_report
 from stylegen.report.__main__ import main
 from stylegen.report.charts import MOST_POINTS, Scale, draw_run, thin
 from stylegen.report.record import RunRecord
 from stylegen.report.tables import Look, evenly
 from stylegen.style import StyleReference
+from stylegen.tracking.rows import IN_EVERY_ROW
 
 MOST_BYTES = 3_000_000
 NAN, INF = math.nan, math.inf
@@ -250,6 +252,44 @@ def test_a_run_of_any_kind_has_its_pages_alone_and_beside_others(make_run):
     page = Page((runs[0].parent / "comparison.html").read_text())
     assert page.cells[11 * 5] == "style" and page.tags.count("figure") > 0
     assert pages_of(runs[3], "report")[0].count("**2.0000**") == 2  # the best one is a number
+
+
+STYLE = dict.fromkeys(
+    ("distance", "distance_low", "distance_high", "copy_rate", "copy_rate_validation", "longest_copy"), 0.5
+)
+ALL_METRICS = [
+    evaluation_row(0, 4.0), style_row(0, **STYLE), evaluation_row(10, 3.0), style_row(10, **STYLE),
+    training_row(10, **{"perf/tokens_per_second": 1.0, "perf/step_seconds": 1.0}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted({name for row in ALL_METRICS for name in row} - set(IN_EVERY_ROW)))
+def test_a_run_without_one_of_the_metrics_has_its_pages(make_run, no_drawing, name):
+    bare = [{key: value for key, value in row.items() if key != name} for row in ALL_METRICS]
+    runs = [make_run("bare", bare), make_run("whole", ALL_METRICS)]
+    for run in runs:
+        write_report(run)
+        assert summarize(run)
+        ModelCard.load(run / "README.md")
+    compare_runs(runs)
+
+
+def test_lines_that_are_no_rows_are_left_out(make_run, no_drawing):
+    folder = make_run("a", [evaluation_row(10, 3.0)])
+    with open(folder / "metrics.jsonl", "ab") as file:
+        file.write(b'7\n[1]\n{"eval/loss": 1.0}\n{"train/global_step": "x"}\n\xff\n{"train/glo')
+    assert RunRecord.read(folder).rows == [evaluation_row(10, 3.0)]
+
+
+def test_figures_are_drawn_of_what_there_is(make_run):
+    rows = [
+        {key: row[key] for key in row if key in (*IN_EVERY_ROW, "eval/loss", "train/loss")}
+        for row in ALL_METRICS
+    ]
+    bare = [row for row in rows if row.keys() - set(IN_EVERY_ROW)]
+    folder = make_run("a", bare)
+    write_report(folder)
+    assert {path.name for path in (folder / "figures").iterdir()} == {"loss.png", "loss_steps.png"}
 
 
 def test_odd_files_among_the_samples_and_a_damaged_environment_do_no_harm(make_run, no_drawing):

@@ -63,7 +63,9 @@ def write_output(plan: Plan) -> None:
     if progress.texts == plan.total and processes.world_size() == 1:
         return
     endless, guard = plan.total == math.inf, _RowGuard()
-    ends = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+    ends = [
+        number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN
+    ]
     handlers = {number: signal.signal(number, guard.on_signal) for number in ends if endless}
     try:
         _append(path, plan, progress, guard)

@@ -20,18 +20,19 @@ from stylegen.config.privacy import for_trackers
 from stylegen.report.differences import ELSEWHERE
 from stylegen.report.markdown import code, escaped
 from stylegen.report.record import Row, RunRecord
+from stylegen.report.tables import shown
 from stylegen.report.templates import TEMPLATES
 from stylegen.report.words import got_worse, hardware_in_words, software_in_words, style_in_words
 from stylegen.tracking import AXIS, Sample
 
 FIGURE = "figures/loss.png"  # that the card shows
 MOST_CHARACTERS = 3000  # of the sample
-# (key of a row, its name in the hub's metadata, in words)
+# (key of a row, its name in the hub's metadata, in words, its format)
 METRICS = (
-    ("eval/loss", "loss", "Validation loss (nats per token)"),
-    ("eval/accuracy", "accuracy", "Share of next tokens that are right"),
-    ("eval/perplexity", "perplexity", "Perplexity"),
-    ("eval/bits_per_byte", "bits_per_byte", "Bits per byte"),
+    ("eval/loss", "loss", "Validation loss (nats per token)", ".4f"),
+    ("eval/accuracy", "accuracy", "Share of next tokens that are right", ".2%"),
+    ("eval/perplexity", "perplexity", "Perplexity", ",.2f"),
+    ("eval/bits_per_byte", "bits_per_byte", "Bits per byte", ".4f"),
 )
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
@@ -104,7 +105,7 @@ def _results(record: RunRecord) -> list[EvalResult]:
             dataset_name=dataset or "Validation text", dataset_split="validation",
             metric_type=kind, metric_name=words, metric_value=round(float(row[key]), 6),
         )
-        for key, kind, words in METRICS if math.isfinite(row.get(key, math.nan))
+        for key, kind, words, _ in METRICS if math.isfinite(row.get(key, math.nan))
     ]  # fmt: skip
 
 
@@ -124,8 +125,11 @@ def _values(record: RunRecord, repository: str | None) -> dict[str, Any]:
         "architecture": escaped(str(_architecture(record) or settings.get("config_name") or "language")),
         "parameters": environment.get("parameters"),
         "trained_parameters": environment.get("trained_parameters"),
-        "start": record.start,
         "best": best,
+        "numbers": [
+            (words, *(shown(row.get(key), form) if row else "" for row in (record.start, best)))
+            for key, _, words, form in METRICS
+        ],
         "is_worse": got_worse(record),
         "style": style_in_words([row for row in record.rows if not best or row[AXIS] <= best[AXIS]]),
         "figure": FIGURE if (record.directory / FIGURE).is_file() else None,

@@ -14,8 +14,8 @@ from typing import ClassVar
 from matplotlib.ticker import MaxNLocator
 
 from stylegen.report.record import Row, RunRecord
-from stylegen.report.tables import EPOCH, SHAPES, Look, evenly, shown
-from stylegen.tracking import AXIS
+from stylegen.report.tables import SHAPES, Look, evenly, shown
+from stylegen.tracking import AXIS, EPOCH
 
 Point = tuple[float, float]
 WIDTH, HEIGHT = 400, 225  # of a drawing, in units of which its letters are 11 high

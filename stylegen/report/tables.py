@@ -7,9 +7,8 @@ from typing import Any
 
 from stylegen.report.differences import as_text, differing
 from stylegen.report.record import Row, RunRecord
-from stylegen.tracking import AXIS
+from stylegen.tracking import AXIS, EPOCH
 
-EPOCH = "train/epoch"
 MOST_ROWS = 200  # of a table by step
 LONGEST_VALUE = 300  # characters of an argument that is shown beside others
 NOTHING = "–"

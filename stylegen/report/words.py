@@ -28,7 +28,8 @@ def summarize(run_dir: Path) -> str:
         if row is not None:
             lines.append(
                 f"{name:10}{row['train/global_step']:>8}{row['train/epoch']:>8.2f}{row['eval/loss']:>10.4f}"
-                f"{row['eval/accuracy']:>10.2%}{row['eval/perplexity']:>12.2f}{row['eval/bits_per_byte']:>11.4f}"
+                f"{shown(row.get('eval/accuracy'), '.2%'):>10}{shown(row.get('eval/perplexity'), '.2f'):>12}"
+                f"{shown(row.get('eval/bits_per_byte'), '.4f'):>11}"
             )
     lines += speed_in_words(record.rows) + style_in_words(record.rows)
     if got_worse(record):
@@ -117,14 +118,14 @@ def style_in_words(rows: list[dict[str, Any]]) -> list[str]:
     last = measured[-1]
     words = [f"style at step {last['train/global_step']}:"]
     if "style/distance" in last:
+        low, high = (shown(last.get(f"style/distance_{end}"), ".2f") for end in ("low", "high"))
         words.append(
-            f"distance {last['style/distance']:.2f} ({last['style/distance_low']:.2f} to "
-            f"{last['style/distance_high']:.2f}; the author's unseen pages have 1),"
+            f"distance {last['style/distance']:.2f} ({low} to {high}; the author's unseen pages have 1),"
         )
     author = last.get("style/copy_rate_validation", 0.0)
     words.append(
         f"{last['style/copy_rate']:.2%} of its 8-grams stand in the training text (of unseen pages {author:.2%}), the "
-        f"longest run has {last['style/longest_copy']:.0f} words"
+        f"longest run has {shown(last.get('style/longest_copy'), '.0f')} words"
     )
     return [" ".join(words), *_memorizing(rows, measured, author)]
 

@@ -13,8 +13,6 @@ from stylegen.report.differences import as_flags, as_text, differing, repetition
 from stylegen.report.markdown import escaped
 from stylegen.report.words import hardware_in_words, software_in_words
 from stylegen.report.workspace_words import (
-    EPOCH,
-    TOKENS,
     Entry,
     evaluations_table,
     headline,
@@ -23,7 +21,7 @@ from stylegen.report.workspace_words import (
     seeds_table,
     table,
 )
-from stylegen.tracking import AXIS
+from stylegen.tracking import AXIS, EPOCH, TOKENS
 
 WIDTH, HEIGHT = 24, 8  # columns of a grid of panels, and the height of a panel in its rows
 TITLE_CHARACTERS = 128  # the library takes no longer one

@@ -12,9 +12,7 @@ from stylegen.report.markdown import escaped
 from stylegen.report.record import Row, RunRecord
 from stylegen.report.tables import shown
 from stylegen.report.words import got_worse, speed_in_words, style_in_words
-from stylegen.tracking import AXIS
-
-EPOCH, TOKENS = "train/epoch", "train/tokens_seen"
+from stylegen.tracking import AXIS, EPOCH, TOKENS
 
 
 @dataclass(frozen=True)

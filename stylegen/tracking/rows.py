@@ -4,22 +4,26 @@ import json
 from pathlib import Path
 from typing import Any, BinaryIO
 
-AXIS, TOKENS = "train/global_step", "train/tokens_seen"  # in every row
+AXIS, EPOCH, TOKENS = IN_EVERY_ROW = ("train/global_step", "train/epoch", "train/tokens_seen")
 KINDS = ("train", "eval", "style")  # of rows, in the order in which they come in a step
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl by step, the later one where a step was done again after a kill.
 
-    Lines that do not parse (the last one of a killed run) are left out. What one step has of training, evaluation and
+    Lines that are no rows (the last one of a killed run) are left out. What one step has of training, evaluation and
     style are different rows.
     """
     rows: dict[tuple[str, int], dict[str, Any]] = {}
     last = 0
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
         except ValueError:
+            continue
+        if not isinstance(row, dict) or not all(
+            isinstance(row.get(name), (int, float)) for name in IN_EVERY_ROW
+        ):
             continue
         if row[AXIS] < last:  # a run that went on from before: what came later was left
             rows = {key: value for key, value in rows.items() if key[1] <= row[AXIS]}
