@@ -84,6 +84,18 @@ def in_a_child(*arguments: str) -> None:
         os._exit(code)
 
 
+def signal_at(call: str, count: int, number: int) -> None:
+    """Have this process signalled right after the `count`th call of that name in output.py."""
+    calls = itertools.count(1)
+
+    def watch(frame, event, function):
+        of_rows = frame.f_code.co_filename.endswith("generate/output.py") and event == "c_return"
+        if of_rows and function.__name__ == call and next(calls) == count:
+            signal.raise_signal(number)
+
+    sys.setprofile(watch)
+
+
 # --- files
 
 
@@ -111,15 +123,13 @@ def test_a_batch_that_was_killed_goes_on_to_the_same_file(write, folders, prompt
     whole = Path("whole.jsonl").read_bytes()
     child = os.fork()
     if not child:
+        signal_at("flush", 70, signal.SIGSTOP)  # it would be done before a busy machine comes to kill it
         in_a_child(str(folders[0]), *flags, "--output", "killed.jsonl")
-    deadline = time.monotonic() + 60
-    while not (Path("killed.jsonl").exists() and Path("killed.jsonl").stat().st_size > len(whole) // 3):
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    assert os.WIFSTOPPED(os.waitpid(child, os.WUNTRACED)[1])
     os.kill(child, signal.SIGKILL)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     there = Path("killed.jsonl").read_bytes()
-    assert len(there) < len(whole) and whole.startswith(there)
+    assert there.count(10) == 70 and whole.startswith(there)
     _, _, log = write(*flags, "--output", "killed.jsonl")
     assert log == f"killed.jsonl goes on after {there.count(10):,} texts\n"
     assert Path("killed.jsonl").read_bytes() == whole
@@ -278,14 +288,7 @@ def test_a_row_that_a_signal_comes_into_is_whole_and_counted(write, folders, mom
     child = os.fork()
     if not child:
         os.dup2(os.open("log", os.O_WRONLY | os.O_CREAT), 2)
-        calls = itertools.count(1)
-
-        def stop(frame, event, function):
-            of_rows = frame.f_code.co_filename.endswith("generate/output.py") and event == "c_return"
-            if of_rows and function.__name__ == moment and next(calls) == 3:
-                signal.raise_signal(signal.SIGTERM)
-
-        sys.setprofile(stop)
+        signal_at(moment, 3, signal.SIGTERM)
         in_a_child(str(folders[0]), "--num_samples", "inf", "--max_new_tokens", "5", "--output", "a.jsonl")
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert [json.loads(line)["number"] for line in Path("a.jsonl").read_text().splitlines()] == [0, 1, 2]

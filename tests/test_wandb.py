@@ -396,27 +396,45 @@ def test_without_a_server_or_a_login_a_run_goes_offline_and_says_so(command, tex
         assert values_of(history(read_records(Path(folder)))) == metrics(tmp_path / name)
 
 
+# (file of configs/wandb/, what is tried, configuration of the launcher)
+SWEEPS = (
+    ("learning_rate", {"learning_rate": [0.001, 0.01], "lr_scheduler_type": ["constant"]}, "cpu"),
+    ("learning_rate", {"learning_rate": [0.001, 0.01], "lr_scheduler_type": ["constant"]}, "ddp"),
+    ("normalizers", {"normalizer": ["none", "nfd"], "seed": [1]}, "cpu"),
+    ("temperature", {"sample_temperature": [0.5, 1.0]}, "cpu"),
+)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("config", ["cpu", "ddp"])
-def test_a_sweep_makes_one_run_a_trial(tmp_path, text_file, config):
+@pytest.mark.parametrize(("name", "parameters", "config"), SWEEPS)
+def test_a_sweep_makes_one_run_a_trial(command, tmp_path, text_file, name, parameters, config):
     """By `wandb sweep` and `wandb agent`, of a file of configs/wandb/ made small; also with two processes."""
-    sweep = yaml.safe_load((ROOT / "configs/wandb/sweep_learning_rate.yaml").read_text())
-    assert sweep["metric"] == {"name": "best/loss", "goal": "minimize"}
-    sweep["parameters"] = {
-        "learning_rate": {"values": [0.001, 0.01]},
-        "lr_scheduler_type": {"values": ["constant"]},
-    }
-    words = [word for word in sweep["command"] if word not in ("configs/quickstart.yaml", "${args}")]
-    words = [word.replace("configs/accelerate/cpu", f"{ROOT}/configs/accelerate/{config}") for word in words]
-    words = [
-        {"accelerate": ACCELERATE, "${program}": str(ROOT / "run_clm.py")}.get(word, word) for word in words
-    ]
-    if config == "ddp":
-        words[words.index("launch") + 1 : words.index("launch") + 1] = ["--num_processes", "2"]
-    sweep["command"] = [
-        *words, "--train_file", str(text_file), *TINY, *RHYTHM, "--mixed_precision", "no",
-        "--per_device_train_batch_size", "4", "${args}",
-    ]  # fmt: skip
+    sweep = yaml.safe_load((ROOT / f"configs/wandb/sweep_{name}.yaml").read_text())
+    assert parameters.keys() == sweep["parameters"].keys()
+    sweep["parameters"] = {key: {"values": values} for key, values in parameters.items()}
+    small = ["--train_file", str(text_file), "--block_size", "32"]
+    if name == "temperature":  # of a model that is there
+        done = command(
+            "run_clm.py", *small, *TINY, "--max_train_steps", "4", "--output_dir", "out/quickstart"
+        )
+        assert done.returncode == 0, done.stderr
+    else:
+        small += [*TINY, *RHYTHM, "--mixed_precision", "no", "--per_device_train_batch_size", "4"]
+    words = []
+    for word in sweep["command"]:
+        if word == "accelerate":
+            words.append(ACCELERATE)
+        elif word == "launch" and config == "ddp":
+            words += ["launch", "--num_processes", "2"]
+        elif word == "configs/accelerate/cpu.yaml":
+            words.append(str(ROOT / f"configs/accelerate/{config}.yaml"))
+        elif word == "${program}":
+            words.append(str(ROOT / "run_clm.py"))
+        elif word == "${args}":
+            words += [*small, word]
+        elif word != "configs/quickstart.yaml" and word != "--dataset_name=shakespeare":
+            words.append(word)
+    sweep["command"] = words
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
     wandb = str(Path(sys.executable).parent / "wandb")
     with WandbServer() as server:
@@ -429,10 +447,12 @@ def test_a_sweep_makes_one_run_a_trial(tmp_path, text_file, config):
                 [wandb, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
             )
             assert done.returncode == 0, done.stdout + done.stderr
-    assert {run.values["learning_rate"] for run in server.runs.values()} == {0.001, 0.01}
+    tried = next(iter(parameters))
+    assert {run.values[tried] for run in server.runs.values()} == set(parameters[tried])
     assert len(server.runs) == 2 and {run.sweep for run in server.runs.values()} == {"sweep0"}
+    (out,) = [word.partition("=")[2] for word in sweep["command"] if word.startswith("--output_dir=")]
     for run in server.runs.values():
-        folder = tmp_path / "out" / "sweep" / run.id
         assert run.values["world_size"] == (2 if config == "ddp" else 1)
-        assert values_of(run.history) == metrics(folder)
+        assert sweep["metric"]["name"] in run.summary  # what the sweep looks at
+        assert values_of(run.history) == metrics(tmp_path / out / run.id)
     assert server.unknown == []
