@@ -78,9 +78,9 @@ class WandbRun(Service):
         self.tracker.log(row)
         if "eval/loss" not in row or best_evaluation([row]) is None:
             return
-        self._best = best_evaluation([*([self._best] if self._best else []), row])
-        assert self._best
-        self.tracker.summary.update({f"best/{name}": self._best[key] for name, key in BEST.items()})
+        self._best = best = best_evaluation([*([self._best] if self._best else []), row])
+        assert best
+        self.tracker.summary.update({f"best/{name}": best[key] for name, key in BEST.items() if key in best})
 
     def log_sample(self, sample: Sample) -> None:
         """Send the table of all samples so far: what is shown is the newest table, so it holds all there is."""
