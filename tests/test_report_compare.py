@@ -109,6 +109,17 @@ def test_the_table_of_runs_has_their_numbers_and_the_best_of_each_marked(two):
     assert (two[0].parent / "comparison.png").is_file()
 
 
+def test_no_run_is_called_better_than_its_equal(make_run, no_drawing):
+    runs = [
+        make_run(name, [evaluation_row(10, loss)]) for name, loss in (("a", 3.0), ("b", 3.00001), ("c", 4.0))
+    ]
+    compare_runs(runs)
+    assert (
+        "Of 3 runs a and b have the lowest validation loss: **3.0000** nats per token."
+        in (pages_of(runs[0].parent, "comparison")[0])
+    )
+
+
 def test_only_arguments_that_differ_are_shown_one_column_a_run(two, no_drawing):
     compare_runs([*two])
     rows = tables((two[0].parent / "comparison.md").read_text())

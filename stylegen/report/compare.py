@@ -128,10 +128,12 @@ def _headline(records: Records) -> tuple[str, str, str]:
     name = min(best, key=lambda name: best[name].get(metric, math.inf))
     words = "lowest validation loss: " if by_tokens else "fewest bits per byte: "
     row = best[name]
-    return (
-        f"Of {len(records)} runs {name} has the {words}", shown(row.get(metric), ".4f"),
-        f"{' nats per token' if by_tokens else ''} at step {row[AXIS]:,} (epoch {row['train/epoch']:.2f}).",
-    )  # fmt: skip
+    number = shown(row.get(metric), ".4f")
+    *others, last = [name for name, each in best.items() if shown(each.get(metric), ".4f") == number]
+    who = f"{', '.join(others)} and {last} have" if others else f"{last} has"
+    where = "" if others else f" at step {row[AXIS]:,} (epoch {row['train/epoch']:.2f})"
+    unit = " nats per token" if by_tokens else ""
+    return f"Of {len(records)} runs {who} the {words}", number, f"{unit}{where}."
 
 
 def _caution(records: Records) -> str:
