@@ -213,6 +213,18 @@ def test_several_runs_are_compared(make_run, tmp_path):
     assert comparer["config"] == {"diffOnly": "split"}
 
 
+def test_runs_that_are_equal_are_not_ranked(make_run, tmp_path):
+    runs = [make_run(name, best=best) for name, best in (("a", 2.0), ("b", 2.0), ("c", 3.0))]
+    report = dry(tmp_path, *runs)
+    assert "of 3 runs is that of a and b: 2.0000 nats" in words(report)
+    summary = next(iter(blocks(report, "markdown-block")))["content"]
+    assert [line.split(" | ")[1] for line in summary.splitlines()[2:]] == [
+        "**2.0000**",
+        "**2.0000**",
+        "3.0000",
+    ]
+
+
 def test_runs_that_differ_in_their_seed_are_one_curve(make_run, tmp_path):
     cases = ((1, "adamw", 2.0), (2, "adamw", 3.0), (1, "muon", 1.0), (2, "muon", 1.5))
     runs = [make_run(f"{optim[:2]}{seed}", best=best, seed=seed, optim=optim) for seed, optim, best in cases]

@@ -1,5 +1,6 @@
 """The report of several runs: comparison.html (self-contained), comparison.md and comparison.png beside them."""
 
+import itertools
 import math
 import os
 import statistics
@@ -19,13 +20,14 @@ from stylegen.report.tables import (
     Cell,
     Column,
     Look,
+    best_of,
     compared_table,
     differences_table,
     shown,
 )
 from stylegen.report.templates import TEMPLATES
-from stylegen.report.words import got_worse, sentence, speed_in_words, style_in_words
-from stylegen.tracking import AXIS
+from stylegen.report.words import got_worse, joined, sentence, speed_in_words, style_in_words
+from stylegen.tracking import AXIS, EPOCH
 
 Records = dict[str, RunRecord]  # by the paths of the runs from the folder that holds them all
 COLUMNS = (
@@ -125,15 +127,20 @@ def _headline(records: Records) -> tuple[str, str, str]:
         return "No evaluation after training began yet.", "", ""
     by_tokens = len(_validation_texts(records)) < 2
     metric = "eval/loss" if by_tokens else "eval/bits_per_byte"
-    name = min(best, key=lambda name: best[name].get(metric, math.inf))
     words = "lowest validation loss: " if by_tokens else "fewest bits per byte: "
-    row = best[name]
-    number = shown(row.get(metric), ".4f")
-    *others, last = [name for name, each in best.items() if shown(each.get(metric), ".4f") == number]
-    who = f"{', '.join(others)} and {last} have" if others else f"{last} has"
-    where = "" if others else f" at step {row[AXIS]:,} (epoch {row['train/epoch']:.2f})"
+    chosen = best_of([row.get(metric) for row in best.values()], ".4f", min)
+    equal = list(itertools.compress(best, chosen))
+    if not equal:
+        return "No best evaluation can be told: the numbers that compare are missing.", "", ""
+    row = best[equal[0]]
+    where = f" at step {row[AXIS]:,} (epoch {row[EPOCH]:.2f})" if len(equal) == 1 else ""
     unit = " nats per token" if by_tokens else ""
-    return f"Of {len(records)} runs {who} the {words}", number, f"{unit}{where}."
+    has = "has" if len(equal) == 1 else "have"
+    return (
+        f"Of {len(records)} runs {joined(equal)} {has} the {words}",
+        shown(row[metric], ".4f"),
+        f"{unit}{where}.",
+    )
 
 
 def _caution(records: Records) -> str:

@@ -103,6 +103,24 @@ def shown(value: Any, form: str) -> str:
     return format(value, form) if abs(value) < 1e7 or not form.endswith("f") else format(value, ".3g")
 
 
+def best_of(values: Sequence[Any], form: str, best: Callable[..., float]) -> list[bool]:
+    """Which of them are the best one, in the digits that are shown: none is better than its equal."""
+    known = [value for value in values if _is_number(value)]
+    text = shown(best(known), form) if known else None
+    return [_is_number(value) and shown(value, form) == text for value in values]
+
+
+def marked(values: Sequence[Any], form: str, best: Callable[..., float] | None) -> list[bool]:
+    """Which of them are marked in a table: the best ones, where not all are."""
+    chosen = best_of(values, form, best) if best else []
+    is_told = sum(chosen) < sum(map(_is_number, values))
+    return chosen if chosen and is_told else [False] * len(values)
+
+
+def _is_number(value: Any) -> bool:
+    return value is not None and not math.isnan(value)
+
+
 def evenly(items: Sequence[Any], most: int) -> list[Any]:
     """At most `most` of the items at equal distances, the first and the last among them."""
     if len(items) <= most:
@@ -154,11 +172,9 @@ def compared_table(names: Sequence[Cell], rows: Sequence[Row], columns: Sequence
     """One row a run, the best of a column marked where they are not all the same."""
     cells: list[list[Cell]] = [[name] for name in names]
     for column in columns:
-        values = [row.get(column.metric) for row in rows]
-        known = [value for value in values if value is not None and math.isfinite(value)]
-        best = column.best(known) if column.best and len(set(known)) > 1 else None
-        for row, row_cells, value in zip(rows, cells, values, strict=True):
-            row_cells.append(replace(measure(row, column), is_best=best is not None and value == best))
+        best = marked([row.get(column.metric) for row in rows], column.form, column.best)
+        for row, row_cells, is_best in zip(rows, cells, best, strict=True):
+            row_cells.append(replace(measure(row, column), is_best=is_best))
     return Table([Cell("run"), *headings(columns)], cells, note=note)
 
 

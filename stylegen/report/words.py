@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,12 @@ def losses_in_words(record: RunRecord) -> list[str]:
     return lines
 
 
+def joined(names: Sequence[str]) -> str:
+    """a, b and c."""
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
+
+
 def sentence(words: str) -> str:
     """Words that stand by themselves."""
     return f"{words[:1].upper()}{words[1:]}."
@@ -95,19 +102,23 @@ def speed_in_words(rows: list[dict[str, Any]]) -> list[str]:
     if not timed:
         return []
 
-    def median(name: str) -> float:
-        return statistics.median([row[name] for row in timed if name in row] or [0.0])
+    def median(name: str, form: str) -> str:
+        values = [row[name] for row in timed if name in row]
+        return shown(statistics.median(values), form) if values else ""
 
-    used = f" (MFU {median('perf/mfu'):.1%})" if median("perf/mfu") else ""
+    used, step = median("perf/mfu", ".1%"), median("perf/step_seconds", ".3f")
+    waiting = median("perf/data_wait_fraction", ".1%")
     first = max(row.get("perf/first_step_seconds", 0.0) for row in rows)
+    memory = max(row.get("perf/max_memory_bytes", 0) for row in rows) / 1e6
     words = [
-        f"speed: {median('perf/tokens_per_second'):,.0f} tokens/s{used}, {median('perf/step_seconds'):.3f} s a step",
-        f"{median('perf/data_wait_fraction'):.1%} of it waiting for data",
+        f"speed: {median('perf/tokens_per_second', ',.0f')} tokens/s" + (f" (MFU {used})" if used else ""),
+        f"{step} s a step" if step else "",
+        f"{waiting} of it waiting for data" if waiting else "",
         f"{sum(row.get('perf/save_seconds', 0.0) for row in rows):.1f} s for saves",
-        *([f"first step {first:.1f} s after the command"] if first else []),
-        f"at most {max(row.get('perf/max_memory_bytes', 0) for row in rows) / 1e6:,.0f} MB",
+        f"first step {first:.1f} s after the command" if first else "",
+        f"at most {memory:,.0f} MB" if memory else "",
     ]
-    return [", ".join(words)]
+    return [", ".join(filter(None, words))]
 
 
 def style_in_words(rows: list[dict[str, Any]]) -> list[str]:
@@ -122,12 +133,12 @@ def style_in_words(rows: list[dict[str, Any]]) -> list[str]:
         words.append(
             f"distance {last['style/distance']:.2f} ({low} to {high}; the author's unseen pages have 1),"
         )
-    author = last.get("style/copy_rate_validation", 0.0)
+    author = last.get("style/copy_rate_validation")
     words.append(
-        f"{last['style/copy_rate']:.2%} of its 8-grams stand in the training text (of unseen pages {author:.2%}), the "
-        f"longest run has {shown(last.get('style/longest_copy'), '.0f')} words"
+        f"{last['style/copy_rate']:.2%} of its 8-grams stand in the training text (of unseen pages "
+        f"{shown(author, '.2%')}), the longest run has {shown(last.get('style/longest_copy'), '.0f')} words"
     )
-    return [" ".join(words), *_memorizing(rows, measured, author)]
+    return [" ".join(words), *_memorizing(rows, measured, author or 0.0)]
 
 
 def _memorizing(rows: list[dict[str, Any]], measured: list[dict[str, Any]], author: float) -> list[str]:

@@ -1,6 +1,6 @@
 """The words and tables of a W&B Report, from the run directories: they stand there even where no panel loads."""
 
-import math
+import itertools
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from stylegen.config.privacy import for_trackers
 from stylegen.report.differences import as_text
 from stylegen.report.markdown import escaped
 from stylegen.report.record import Row, RunRecord
-from stylegen.report.tables import shown
-from stylegen.report.words import got_worse, speed_in_words, style_in_words
+from stylegen.report.tables import best_of, marked, shown
+from stylegen.report.words import got_worse, joined, speed_in_words, style_in_words
 from stylegen.tracking import AXIS, EPOCH, TOKENS
 
 
@@ -66,8 +66,11 @@ def headline(entries: list[Entry]) -> str:
     measured = [entry for entry in entries if entry.record.best]
     if not measured:
         return "No evaluation after training yet: the same command writes this page again when there is one."
-    entry = min(measured, key=lambda entry: entry.best("eval/loss") or 0.0)
-    whose = "is" if len(entries) == 1 else f"of {len(entries)} runs is that of {entry.name}:"
+    equal = list(
+        itertools.compress(measured, best_of([entry.best("eval/loss") for entry in measured], ".4f", min))
+    )
+    entry, names = equal[0], joined([each.name for each in equal])
+    whose = "is" if len(entries) == 1 else f"of {len(entries)} runs is that of {names}:"
     return (
         f"The best validation loss {whose} {shown(entry.best('eval/loss'), '.4f')} nats per token (perplexity "
         f"{shown(entry.best('eval/perplexity'), ',.2f')}, {shown(entry.best('eval/bits_per_byte'), '.4f')} bits per "
@@ -93,11 +96,8 @@ def runs_table(entries: list[Entry]) -> str:
     rows = [[escaped(entry.name)] for entry in entries]
     for _, read, form, choose in COLUMNS:
         values = [read(entry) for entry in entries]
-        known = [value for value in values if value is not None and math.isfinite(value)]
-        best = choose(known) if known and choose else None
-        for row, value in zip(rows, values, strict=True):
-            text = shown(value, form)
-            row.append(f"**{text}**" if best is not None and value == best else text)
+        for row, value, is_best in zip(rows, values, marked(values, form, choose), strict=True):
+            row.append(f"**{shown(value, form)}**" if is_best else shown(value, form))
     return table(["run", *(column[0] for column in COLUMNS)], rows)
 
 
