@@ -186,6 +186,16 @@ def test_the_command_says_where_the_pages_are(two, tmp_path):
     assert done.returncode == 0
 
 
+def test_a_wildcard_may_be_given_again(two, capsys):
+    """Then the pages of the first time are among what it stands for."""
+    for _ in range(2):
+        found = sorted(map(str, two[0].parent.iterdir()))
+        assert main(found) == 0, capsys.readouterr().err
+    pages = [path for path in found if path not in map(str, two)]
+    assert len(pages) == 3 and main(pages) == 2
+    assert capsys.readouterr().err.startswith("error: which run? python -m stylegen.report RUN_DIR")
+
+
 def test_a_run_without_metrics_leaves_the_others_their_pages(two, make_run, capsys, no_drawing):
     empty = make_run("empty", [])
     assert main([str(two[0]), str(empty), str(two[1])]) == 2

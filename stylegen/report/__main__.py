@@ -10,6 +10,7 @@ from pathlib import Path
 
 from stylegen.config import ReportArguments, UsageError, parse_arguments, run_command
 from stylegen.report import RunRecord, compare_runs, write_report
+from stylegen.report.compare import PAGES
 
 COMMAND = "python -m stylegen.report RUN_DIR [RUN_DIR ...]"
 USAGE = f"""{COMMAND} [--flag value ...]
@@ -29,7 +30,12 @@ def _report(argv: list[str]) -> None:
     for name in ("entity", "project", "dry_run"):
         if getattr(arguments, name) is not None and not arguments.wandb:
             raise UsageError(f"--{name} is about the W&B Report; give --wandb too, or leave it out")
-    run_dirs = list({path.resolve(): path for path in map(Path, arguments.run_dirs)}.values())  # each once
+    given = map(
+        Path, arguments.run_dirs
+    )  # of `out/*` also the pages that stand beside the runs, once there are any
+    run_dirs = list({path.resolve(): path for path in given if not _is_page(path)}.values())  # each once
+    if not run_dirs:
+        raise UsageError(f"which run? {COMMAND}")
     _write_pages(run_dirs)
     if arguments.wandb:
         from stylegen.report.workspace import publish  # here, for wandb takes long to import
@@ -37,6 +43,10 @@ def _report(argv: list[str]) -> None:
         records = [RunRecord.read(run_dir) for run_dir in run_dirs]
         dry_run = Path(arguments.dry_run) if arguments.dry_run else None
         print(publish(records, entity=arguments.entity, project=arguments.project, dry_run=dry_run))
+
+
+def _is_page(path: Path) -> bool:
+    return path.name in PAGES and path.is_file()
 
 
 def _write_pages(run_dirs: list[Path]) -> None:

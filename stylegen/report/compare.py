@@ -29,6 +29,7 @@ from stylegen.report.templates import TEMPLATES
 from stylegen.report.words import got_worse, joined, sentence, speed_in_words, style_in_words
 from stylegen.tracking import AXIS, EPOCH
 
+PAGES = ("comparison.md", "comparison.html", "comparison.png")
 Records = dict[str, RunRecord]  # by the paths of the runs from the folder that holds them all
 COLUMNS = (
     Column("lowest loss", "eval/loss", best=min),
@@ -52,11 +53,11 @@ def compare_runs(run_dirs: list[Path]) -> Path:
     """
     folder = Path(os.path.relpath(os.path.commonpath([path.resolve().parent for path in run_dirs])))
     records = {os.path.relpath(path.resolve(), folder.resolve()): RunRecord.read(path) for path in run_dirs}
-    draw_comparison({name: record.rows for name, record in records.items()}, folder / "comparison.png")
+    draw_comparison({name: record.rows for name, record in records.items()}, folder / PAGES[2])
     values = _page_values(records)
-    for name in ("comparison.md", "comparison.html"):
+    for name in PAGES[:2]:
         write_page(folder / name, TEMPLATES.get_template(f"{name}.j2").render(values))
-    return folder / "comparison.html"
+    return folder / PAGES[1]
 
 
 def _page_values(records: Records) -> dict[str, Any]:
